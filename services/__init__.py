@@ -1,0 +1,1 @@
+"""The running processes: one folder per service, which meet only in protos/."""
