@@ -1,0 +1,178 @@
+"""The feed-forward seam: SwiGLU shards, mixtures of experts, and who computes them.
+
+A layer's feed-forward is a sum of `num_ffn_shards` canonical partial sums: slices of the inner
+dimension of a dense FFN, or contiguous ranges of experts of a mixture, each added up in ascending
+expert id. Whoever holds a shard computes its partial with `FfnShards.partial`; whoever gathers
+them adds shard 0, 1, ... in that order. Fused and disaggregated placements of the same rows are
+therefore the same arithmetic.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from understudy.errors import NotFound
+from understudy.model.config import ModelConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Gates:
+    """The experts chosen for each token and the weight of each choice."""
+
+    ids: Tensor  # (T, K) int64
+    weights: Tensor  # (T, K) float32
+
+
+class PendingHidden(Protocol):
+    """A feed-forward that was submitted and is perhaps still being computed elsewhere."""
+
+    def wait(self) -> Tensor:
+        """Return the sum over all shards, (T, D); raises the failure of the computation."""
+        ...
+
+
+class Experts(Protocol):
+    """Whoever computes the feed-forward of a layer: this process, or workers behind a wire."""
+
+    def submit(self, layer: int, hidden: Tensor, gates: Gates | None) -> PendingHidden:
+        """Start the feed-forward of `hidden` (T, D); gates are None exactly for a dense FFN."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FfnWeights:
+    """One SwiGLU feed-forward, or a slice of its inner dimension F."""
+
+    gate: Tensor  # (F, D)
+    up: Tensor  # (F, D)
+    down: Tensor  # (D, F)
+
+    def slice(self, start: int, stop: int) -> "FfnWeights":
+        """Return the inner units [start, stop) in memory of their own layout."""
+        if start == 0 and stop == self.gate.shape[0]:
+            return self
+        # A contiguous copy of `down` makes the GEMM see the same layout wherever the shard lives.
+        return FfnWeights(
+            self.gate[start:stop], self.up[start:stop], self.down[:, start:stop].contiguous()
+        )
+
+
+def ffn_shard(weights: FfnWeights, hidden: Tensor) -> Tensor:
+    """Return the partial sum (T, D) that one slice of a SwiGLU feed-forward adds to `hidden`."""
+    inner = functional.silu(functional.linear(hidden, weights.gate))
+    return functional.linear(inner * functional.linear(hidden, weights.up), weights.down)
+
+
+def expert_partial(experts: Mapping[int, FfnWeights], hidden: Tensor, gates: Gates) -> Tensor:
+    """Return the gate-weighted sum (T, D) over the given experts, in ascending expert id."""
+    total = torch.zeros_like(hidden)
+    for expert_id in sorted(experts):
+        rows, choice = torch.where(gates.ids == expert_id)
+        if rows.numel():
+            partial = ffn_shard(experts[expert_id], hidden[rows])
+            weights = gates.weights[rows, choice].unsqueeze(-1)
+            total = total.index_add(0, rows, partial * weights)
+    return total
+
+
+def dense_weights(weights: Mapping[str, Tensor], layer: int) -> FfnWeights:
+    """Return the dense feed-forward of a layer from canonical tensor names."""
+    prefix = f"model.layers.{layer}.mlp"
+    gate, up, down = (weights[f"{prefix}.{name}_proj.weight"] for name in ("gate", "up", "down"))
+    return FfnWeights(gate, up, down)
+
+
+def expert_weights(weights: Mapping[str, Tensor], layer: int, expert_id: int) -> FfnWeights:
+    """Return one expert of a layer from canonical (Mixtral) tensor names."""
+    prefix = f"model.layers.{layer}.block_sparse_moe.experts.{expert_id}"
+    gate, down, up = (weights[f"{prefix}.{name}.weight"] for name in ("w1", "w2", "w3"))
+    return FfnWeights(gate, up, down)
+
+
+def expert_range(config: ModelConfig, shard: int) -> range:
+    """Return the ids of the experts whose sum is the given canonical shard."""
+    size = config.num_experts // config.num_ffn_shards
+    return range(shard * size, (shard + 1) * size)
+
+
+class FfnShards:
+    """The weights of some (layer, shard) pairs, and their partial sums: what a worker holds."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Mapping[str, Tensor],
+        layers: Iterable[int] | None = None,
+        shards: Iterable[int] | None = None,
+    ) -> None:
+        """Take the shards out of `weights`; None means all layers, all shards."""
+        held_layers = range(config.num_layers) if layers is None else layers
+        held_shards = list(range(config.num_ffn_shards) if shards is None else shards)
+        self._dense: dict[tuple[int, int], FfnWeights] = {}
+        self._experts: dict[tuple[int, int], dict[int, FfnWeights]] = {}
+        size = config.ffn_size // config.num_ffn_shards
+        for layer in held_layers:
+            for shard in held_shards:
+                if config.is_moe:
+                    self._experts[layer, shard] = {
+                        expert_id: expert_weights(weights, layer, expert_id)
+                        for expert_id in expert_range(config, shard)
+                    }
+                else:
+                    whole = dense_weights(weights, layer)
+                    self._dense[layer, shard] = whole.slice(shard * size, (shard + 1) * size)
+
+    def partial(self, layer: int, shard: int, hidden: Tensor, gates: Gates | None) -> Tensor:
+        """Return the partial sum (T, D) of one shard; gates are None exactly for a dense FFN.
+
+        Raises NotFound where these weights do not hold the (layer, shard) pair.
+        """
+        if gates is None and (layer, shard) in self._dense:
+            return ffn_shard(self._dense[layer, shard], hidden)
+        if gates is not None and (layer, shard) in self._experts:
+            return expert_partial(self._experts[layer, shard], hidden, gates)
+        kind = "dense" if gates is None else "mixture"
+        raise NotFound(
+            f"No {kind} feed-forward of layer {layer}, shard {shard} is held here.",
+            {"layer": str(layer), "shard": str(shard)},
+        )
+
+
+def sum_partials(partials: Sequence[Tensor]) -> Tensor:
+    """Add the partial sums of shards 0, 1, ... in that order: the only order there is."""
+    total = partials[0]
+    for partial in partials[1:]:
+        total = total + partial
+    return total
+
+
+@dataclass(frozen=True, slots=True)
+class _Deferred:
+    compute: Callable[[], Tensor]
+
+    def wait(self) -> Tensor:
+        return self.compute()
+
+
+class LocalExperts:
+    """`Experts` in this process: every shard, summed in canonical order.
+
+    With `num_ffn_shards` 1 the weights are used as they are, so gradients reach parameters; with
+    more, slices are copied once and training of FFN weights is not possible through them.
+    """
+
+    def __init__(self, config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
+        self._shards = FfnShards(config, weights)
+        self._num_shards = config.num_ffn_shards
+
+    def submit(self, layer: int, hidden: Tensor, gates: Gates | None) -> PendingHidden:
+        """Return the feed-forward of `hidden` (T, D), computed when it is waited for."""
+        return _Deferred(lambda: self._compute(layer, hidden, gates))
+
+    def _compute(self, layer: int, hidden: Tensor, gates: Gates | None) -> Tensor:
+        shards = range(self._num_shards)
+        return sum_partials([self._shards.partial(layer, s, hidden, gates) for s in shards])
