@@ -1,0 +1,26 @@
+"""The chassis of every service: settings from the environment, one server, health, drain.
+
+A service hands `serve()` its servicer and gets, the same everywhere: errors as statuses, request
+ids, deadlines, admission, tracing, metrics, health, reflection and a drain on SIGTERM.
+"""
+
+from understudy.serving.addresses import parse_address
+from understudy.serving.health import HealthState
+from understudy.serving.process import run_service
+from understudy.serving.running import RunningService, start_service
+from understudy.serving.serve import serve
+from understudy.serving.service_settings import ServingSettings
+from understudy.serving.settings import SettingsError, read_settings, text_or_file
+
+__all__ = [
+    "HealthState",
+    "RunningService",
+    "ServingSettings",
+    "SettingsError",
+    "parse_address",
+    "read_settings",
+    "run_service",
+    "serve",
+    "start_service",
+    "text_or_file",
+]

@@ -1,0 +1,212 @@
+"""A started service: one gRPC server with everything that the chassis adds, and its drain.
+
+Drain, in order: health says NOT_SERVING and new calls are refused, so that peers turn elsewhere
+while this server still answers health checks; the service finishes or hands over its own work;
+running calls get what is left of the grace; those that stay end with UNAVAILABLE.
+"""
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+from wsgiref.simple_server import WSGIServer
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry, start_http_server
+
+from understudy.errors import FailedPrecondition
+from understudy.rpc.channels import MAX_MESSAGE_BYTES
+from understudy.rpc.deadlines import Deadline
+from understudy.serving.addresses import parse_address
+from understudy.serving.calls import RunningCalls
+from understudy.serving.health import HealthServicer, HealthState
+from understudy.serving.interceptor import ChassisInterceptor
+from understudy.serving.observation import CallObserver
+from understudy.serving.service_settings import ServingSettings
+from understudy.telemetry import Instruments, tracer
+
+Register = Callable[[grpc.aio.Server], Awaitable[None] | None]
+OnDrain = Callable[[float], Awaitable[None]]
+
+_STOP_GRACE_S: Final = 1.0
+_MIN_PING_INTERVAL_MS: Final = 10_000
+_CONNECTION_AGE_GRACE_MS: Final = 600_000
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningService:
+    """A server that listens; `drain` ends it."""
+
+    host: str
+    """Host it listens on."""
+    port: int
+    """Port of the gRPC server."""
+    metrics_port: int | None
+    """Port of the Prometheus endpoint, None where there is none."""
+    server: grpc.aio.Server
+    """The server itself."""
+    calls: RunningCalls
+    """Calls being served."""
+    health_servicer: HealthServicer
+    """What tells peers whether this service takes work."""
+    on_drain: OnDrain | None
+    """What the service does to finish or hand over its own work."""
+    metrics_server: WSGIServer | None
+    """Server of the Prometheus endpoint."""
+
+    @property
+    def address(self) -> str:
+        """Where peers on this machine reach the service."""
+        return f"{self.host}:{self.port}"
+
+    async def drain(self, grace_s: float, hurry: asyncio.Event | None = None) -> None:
+        """Stop in order, within `grace_s` seconds; at once when `hurry` is set meanwhile."""
+        deadline = Deadline.after(grace_s)
+        self.health_servicer.start_draining()
+        self.calls.start_draining()
+        await _first(self._finish(grace_s), hurry, deadline)
+        num_interrupted = self.calls.interrupt()
+        if num_interrupted:
+            _log.warning(
+                "Calls that outlived the drain were ended with UNAVAILABLE.",
+                extra={"num_calls": num_interrupted, "grace_s": grace_s},
+            )
+        self.health_servicer.close()
+        await self.server.stop(_STOP_GRACE_S)
+        if self.metrics_server is not None:
+            await asyncio.to_thread(self.metrics_server.shutdown)
+            self.metrics_server.server_close()
+
+    async def _finish(self, grace_s: float) -> None:
+        if self.on_drain is not None:
+            (error,) = await asyncio.gather(self.on_drain(grace_s), return_exceptions=True)
+            if error is not None:
+                _log.error(
+                    "The service could not hand over its work; the drain goes on.", exc_info=error
+                )
+        await self.calls.wait_idle()
+
+
+async def start_service(
+    service_name: str,
+    register: Register,
+    *,
+    settings: ServingSettings,
+    services: Sequence[str],
+    health: HealthState | None = None,
+    on_drain: OnDrain | None = None,
+    spans: Mapping[str, str] = MappingProxyType({}),
+    endless: Collection[str] = (),
+    registry: CollectorRegistry | None = None,
+) -> RunningService:
+    """Start a service in this process; `serve` adds signals, tracing and the ready file.
+
+    Raises `FailedPrecondition` naming an address that cannot be listened on.
+    """
+    registry = CollectorRegistry() if registry is None else registry
+    health = HealthState() if health is None else health
+    calls = RunningCalls(settings.max_concurrent_calls, endless)
+    observer = CallObserver(
+        tracer(f"understudy.{service_name}"), Instruments("serving", registry), spans
+    )
+    server = grpc.aio.server(
+        interceptors=[ChassisInterceptor(calls, observer, settings.max_call_s)],
+        options=_server_options(settings),
+    )
+    health_servicer = _add_infrastructure(server, health, services)
+    registered = register(server)
+    if inspect.isawaitable(registered):
+        await registered
+    host, port = _listen(server, settings.listen)
+    metrics_server = _expose(settings.metrics_listen, registry)
+    await server.start()
+    return RunningService(
+        host=host,
+        port=port,
+        metrics_port=None if metrics_server is None else metrics_server.server_port,
+        server=server,
+        calls=calls,
+        health_servicer=health_servicer,
+        on_drain=on_drain,
+        metrics_server=metrics_server,
+    )
+
+
+def _add_infrastructure(
+    server: grpc.aio.Server, health: HealthState, services: Sequence[str]
+) -> HealthServicer:
+    servicer = HealthServicer(health, services)
+    loop = asyncio.get_running_loop()
+    health.subscribe(lambda: _on_loop(loop, servicer.refresh))
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+    reflection.enable_server_reflection((*services, health_name, reflection.SERVICE_NAME), server)
+    return servicer
+
+
+def _on_loop(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(callback)
+
+
+def _server_options(settings: ServingSettings) -> list[tuple[str, int]]:
+    options = [
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.http2.min_ping_interval_without_data_ms", _MIN_PING_INTERVAL_MS),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]
+    if settings.max_connection_age_s > 0:
+        age_ms = int(settings.max_connection_age_s * 1000)
+        options.append(("grpc.max_connection_age_ms", age_ms))
+        options.append(("grpc.max_connection_age_grace_ms", _CONNECTION_AGE_GRACE_MS))
+    return options
+
+
+def _listen(server: grpc.aio.Server, listen: str) -> tuple[str, int]:
+    host, _ = parse_address(listen)
+    try:
+        port = server.add_insecure_port(listen)
+    except RuntimeError as error:
+        raise FailedPrecondition(
+            f"The address {listen} cannot be listened on; another process may hold the port: "
+            "stop it or choose another address."
+        ) from error
+    return host, port
+
+
+def _expose(metrics_listen: str, registry: CollectorRegistry) -> WSGIServer | None:
+    if not metrics_listen:
+        return None
+    host, port = parse_address(metrics_listen)
+    try:
+        metrics_server, _ = start_http_server(port, host, registry)
+    except OSError as error:
+        raise FailedPrecondition(
+            f"The metrics address {metrics_listen} cannot be listened on ({error.strerror}): "
+            "stop the process that holds it or choose another address."
+        ) from error
+    return metrics_server
+
+
+async def _first(work: Awaitable[None], hurry: asyncio.Event | None, deadline: Deadline) -> None:
+    """Wait for the work, the signal to hurry or the deadline; then cancel what still runs."""
+    waiting = [asyncio.ensure_future(work)]
+    if hurry is not None:
+        waiting.append(asyncio.ensure_future(_until(hurry)))
+    await asyncio.wait(waiting, timeout=deadline.remaining_s, return_when=asyncio.FIRST_COMPLETED)
+    for future in waiting:
+        future.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def _until(event: asyncio.Event) -> None:
+    await event.wait()
