@@ -5,6 +5,7 @@ request, whatever adapter it names.
 """
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from understudy.errors import FailedPrecondition, InvalidArgument
+from understudy.errors import FailedPrecondition, Internal
 from understudy.model.config import ModelConfig
 from understudy.model.safetensors_io import read_file, write_file
 
@@ -44,7 +45,7 @@ class Adapter:
     @cached_property
     def digest(self) -> str:
         """SHA-256 (hex) of base, rank, alpha and every tensor; the name is only a label."""
-        state = hashlib.sha256(f"{FORMAT}|{self.base_digest}|{self.rank}|{self.alpha}".encode())
+        state = hashlib.sha256(f"{FORMAT}|{self.base_digest}|{self.rank}|{float(self.alpha)}".encode())
         for key in sorted(self.tensors):
             state.update(f"|{key}|".encode())
             state.update(self.tensors[key].detach().float().contiguous().numpy().tobytes())
@@ -111,8 +112,10 @@ def load_adapter(path: Path, config: ModelConfig, base_digest: str | None = None
         name, base = metadata["name"], metadata["base_digest"]
     except (KeyError, ValueError) as error:
         raise FailedPrecondition(f"{path.name} has bad adapter metadata: {error}.") from error
-    if rank <= 0:
-        raise FailedPrecondition(f"{path.name} has rank {rank}; a rank is at least 1.")
+    if rank <= 0 or not math.isfinite(alpha):
+        raise FailedPrecondition(
+            f"{path.name} has rank {rank} and alpha {alpha}; a rank is at least 1, alpha finite."
+        )
     if base_digest is not None and base != base_digest:
         raise FailedPrecondition(
             f"Adapter {name!r} was made for base {base[:12]}, this model is {base_digest[:12]}.",
@@ -135,6 +138,10 @@ def _check_tensors(
                 f" this model needs {shape}.",
                 {"tensor": key},
             )
+        if not tensors[key].isfinite().all():
+            raise FailedPrecondition(
+                f"{path.name} has values in {key!r} that are not finite.", {"tensor": key}
+            )
     for key in tensors.keys() - expected.keys():
         raise FailedPrecondition(f"{path.name} has the unknown tensor {key!r}.", {"tensor": key})
 
@@ -153,7 +160,7 @@ class AdapterBatch:
     def __init__(self, groups: Sequence[AdapterGroup]) -> None:
         self._groups = tuple(groups)
         if len(groups) > 1 and any(group.rows is None for group in groups):
-            raise InvalidArgument("Several adapters in one batch must each name their rows.")
+            raise Internal("Several adapters in one batch must each name their rows.")
 
     @classmethod
     def of_rows(cls, adapters: Sequence[Adapter | None]) -> "AdapterBatch | None":
