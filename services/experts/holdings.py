@@ -1,0 +1,118 @@
+"""What one expert worker holds: layers and shards of one model, and their partial sums."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from understudy.errors import FailedPrecondition, InvalidArgument
+from understudy.exchange.frame import Header
+from understudy.exchange.shards import shard_ids, whole_shards
+from understudy.exchange.tensors import Request
+from understudy.model.config import ModelConfig
+from understudy.model.ffn import FfnShards, Gates, sum_partials
+from understudy.model.weights import LoadedModel
+
+
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """Weights of consecutive layers and some canonical shards, with their model's digest."""
+
+    config: ModelConfig
+    digest: bytes
+    layers: range
+    shards: tuple[int, ...]
+    weights: FfnShards
+
+    @classmethod
+    def take(
+        cls,
+        model: LoadedModel,
+        layers: Sequence[int] | None = None,
+        expert_ids: Sequence[int] | None = None,
+    ) -> Self:
+        """Take layers and experts (FFN shards of a dense model) out of a model; None means all.
+
+        Raises FailedPrecondition when layers have gaps, an id is beyond the model, or the experts
+        are not whole shards: a partial sum of half a shard has no place in the canonical order.
+        """
+        config = model.config
+        held_layers = _layer_range(config, layers)
+        shards = _shards(config, expert_ids)
+        weights = FfnShards(config, model.weights, held_layers, shards)
+        return cls(config, bytes.fromhex(model.digest), held_layers, shards, weights)
+
+    @property
+    def expert_ids(self) -> tuple[int, ...]:
+        """What others know the shards by: ids of experts, or of the FFN shards themselves."""
+        size = self.config.num_ffn_shards, self.config.num_experts
+        return tuple(id_ for shard in self.shards for id_ in shard_ids(shard, *size))
+
+    def holds(self, header: Header) -> bool:
+        """Whether the layer and every shard that a request names are held here."""
+        wanted = range(header.first_shard, header.first_shard + header.num_shards)
+        return header.layer in self.layers and all(shard in self.shards for shard in wanted)
+
+    def check_shape(self, header: Header) -> None:
+        """Raise InvalidArgument naming the field in which a request does not fit the model."""
+        num_choices = self.config.num_experts_per_token
+        for field, actual, expected in (
+            ("hidden size", header.hidden_size, self.config.hidden_size),
+            ("experts per token", header.num_choices, num_choices),
+        ):
+            if actual != expected:
+                raise InvalidArgument(
+                    f"The request's {field} is {actual}; this model's is {expected}.",
+                    {"field": field},
+                )
+        if not header.num_tokens or not header.num_shards:
+            raise InvalidArgument("A request names at least one token and one shard.")
+
+    def compute(self, header: Header, request: Request) -> Tensor:
+        """Return the sum (T, D) over the request's shards, added in ascending order.
+
+        Raises InvalidArgument for an expert id beyond the model's.
+        """
+        gates = None
+        if request.expert_ids is not None and request.weights is not None:
+            if int(request.expert_ids.max()) >= self.config.num_experts:
+                raise InvalidArgument(
+                    f"The request names expert {int(request.expert_ids.max())}; "
+                    f"the model has {self.config.num_experts}."
+                )
+            gates = Gates(request.expert_ids, request.weights)
+        shards = range(header.first_shard, header.first_shard + header.num_shards)
+        with torch.inference_mode():
+            return sum_partials(
+                [
+                    self.weights.partial(header.layer, shard, request.hidden, gates)
+                    for shard in shards
+                ]
+            )
+
+
+def _layer_range(config: ModelConfig, layers: Sequence[int] | None) -> range:
+    if layers is None:
+        return range(config.num_layers)
+    held = range(min(layers), max(layers) + 1)
+    if list(held) != sorted(layers) or held.stop > config.num_layers:
+        raise FailedPrecondition(
+            f"Layers {sorted(layers)} are not consecutive layers below {config.num_layers}."
+        )
+    return held
+
+
+def _shards(config: ModelConfig, expert_ids: Sequence[int] | None) -> tuple[int, ...]:
+    if expert_ids is None:
+        return tuple(range(config.num_ffn_shards))
+    size = config.num_ffn_shards, config.num_experts
+    shards = tuple(sorted(whole_shards(frozenset(expert_ids), *size)))
+    left = set(expert_ids).difference(*(shard_ids(shard, *size) for shard in shards))
+    if left or not shards:
+        raise FailedPrecondition(
+            f"Experts {sorted(left)} are not whole shards of this model, which has "
+            f"{config.num_ffn_shards} shards of {len(shard_ids(0, *size))} consecutive ids each."
+        )
+    return shards

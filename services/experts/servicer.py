@@ -1,0 +1,109 @@
+"""gRPC to expert worker: Hello and Drain as protobuf, Exchange as raw AFD frames."""
+
+import asyncio
+import logging
+from typing import Final
+
+import grpc
+import grpc.aio
+
+from services.experts.pair import Pair
+from services.experts.worker import ExpertWorker
+from understudy.api.experts.v1 import experts_pb2, experts_pb2_grpc
+from understudy.errors import FailedPrecondition, InvalidArgument
+from understudy.exchange.frame import MAX_FRAME_BYTES, VERSION
+
+log = logging.getLogger(__name__)
+
+SERVICE: Final = "understudy.api.experts.v1.ExpertsService"
+EXCHANGE: Final = f"/{SERVICE}/Exchange"
+MAX_DRAIN_S: Final = 600.0
+
+
+class ExpertsServicer(experts_pb2_grpc.ExpertsServiceServicer):
+    """Serves attention workers and controllers."""
+
+    def __init__(self, worker: ExpertWorker) -> None:
+        self._worker = worker
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """Add the protobuf methods and the raw stream to a server."""
+        experts_pb2_grpc.add_ExpertsServiceServicer_to_server(self, server)
+        handler = grpc.stream_stream_rpc_method_handler(self.exchange)
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(SERVICE, {"Exchange": handler}),)
+        )
+
+    async def Hello(  # noqa: N802
+        self,
+        request: experts_pb2.HelloRequest,
+        context: object,  # noqa: ARG002
+    ) -> experts_pb2.HelloResponse:
+        """State what this worker holds; an empty digest asks without claiming a model."""
+        holdings = self._worker.holdings
+        if request.frame_version != VERSION:
+            raise FailedPrecondition(
+                f"The caller speaks frame version {request.frame_version}, this worker {VERSION}; "
+                "run one release on both."
+            )
+        if request.ffn_digest and request.ffn_digest != holdings.digest:
+            raise FailedPrecondition(
+                f"The caller runs the model {request.ffn_digest.hex()[:12]}, this worker "
+                f"{holdings.digest.hex()[:12]}; give both the same weights."
+            )
+        return experts_pb2.HelloResponse(
+            frame_version=VERSION,
+            ffn_digest=holdings.digest,
+            first_layer=holdings.layers.start,
+            num_layers=len(holdings.layers),
+            expert_ids=holdings.expert_ids,
+            credits=self._worker.num_credits,
+            max_frame_bytes=MAX_FRAME_BYTES,
+            hidden_size=holdings.config.hidden_size,
+        )
+
+    async def Drain(  # noqa: N802
+        self,
+        request: experts_pb2.DrainRequest,
+        context: object,  # noqa: ARG002
+    ) -> experts_pb2.DrainResponse:
+        """Refuse new frames and wait until those admitted are answered or `grace` has passed."""
+        grace_s = request.grace.ToTimedelta().total_seconds()
+        if not 0 <= grace_s <= MAX_DRAIN_S:
+            raise InvalidArgument(
+                f"The grace of {grace_s:g} s is not within 0 to {MAX_DRAIN_S:g}.",
+                {"field": "grace"},
+            )
+        await self.drain(grace_s)
+        return experts_pb2.DrainResponse(num_unanswered=self._worker.num_unanswered)
+
+    async def drain(self, grace_s: float) -> None:
+        """Do what Drain does; the chassis calls it on SIGTERM."""
+        self._worker.drain()
+        await asyncio.to_thread(self._worker.wait_answered, grace_s)
+        self._worker.end_all_traces()
+
+    async def exchange(
+        self,
+        requests: object,  # noqa: ARG002 - frames are read from the context, one hop less each
+        context: grpc.aio.ServicerContext,  # type: ignore[type-arg]
+    ) -> None:
+        """Serve one attention worker until it closes the stream."""
+        loop = asyncio.get_running_loop()
+        outbox: asyncio.Queue[list[bytes]] = asyncio.Queue()
+
+        def send(frames: list[bytes]) -> None:
+            loop.call_soon_threadsafe(outbox.put_nowait, frames)
+
+        async def write() -> None:
+            while True:
+                for frame in await outbox.get():
+                    await context.write(frame)
+
+        pair = Pair(self._worker, send)
+        writer = asyncio.create_task(write())
+        try:
+            while isinstance(message := await context.read(), bytes):  # the end is not bytes
+                pair.receive(message)
+        finally:
+            writer.cancel()
