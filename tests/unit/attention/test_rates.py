@@ -1,0 +1,46 @@
+"""Measured rates decide whether a fetch beats recomputing; a breaker rests a failing store."""
+
+from services.attention.rates import Breaker, Rate, is_fetch_faster
+
+
+def test_rate_starts_with_the_first_measurement_and_then_smooths():
+    rate = Rate()
+    rate.note(0, 1.0)
+    rate.note(10, 0.0)
+    assert rate.per_s is None
+    rate.note(10, 1.0)
+    assert rate.per_s == 10.0
+    rate.note(20, 1.0)
+    assert rate.per_s == 12.0
+
+
+def faster(prefill: float | None, fetch: float | None, round_trip_s: float = 0.0) -> bool:
+    return is_fetch_faster(
+        100,
+        1_000,
+        prefill_tokens_per_s=prefill,
+        fetch_bytes_per_s=fetch,
+        round_trip_s=round_trip_s,
+    )
+
+
+def test_unmeasured_rates_let_the_fetch_be_tried():
+    assert faster(None, 1.0)
+    assert faster(100.0, None)
+
+
+def test_fetch_must_beat_recomputing_with_headroom():
+    assert faster(100.0, 2_000.0)  # 0.5 s against 1 s
+    assert not faster(100.0, 1_100.0)  # 0.91 s against 1 s
+    assert not faster(100.0, 2_000.0, round_trip_s=0.5)
+
+
+def test_breaker_rests_after_failures_in_a_row_only():
+    breaker = Breaker(max_failures=2, rest_s=5.0)
+    breaker.note_failure(0.0)
+    breaker.note_success()
+    breaker.note_failure(1.0)
+    assert breaker.allows(1.0)
+    breaker.note_failure(2.0)
+    assert not breaker.allows(6.9)
+    assert breaker.allows(7.0)

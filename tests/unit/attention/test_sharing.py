@@ -1,0 +1,244 @@
+"""KV beyond the local blocks: what is asked for, what comes in, what is written back."""
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from services.attention.blocks import BlockManager
+from services.attention.core import EngineCore
+from services.attention.scheduler import Scheduler
+from services.attention.sequence import SequenceKey
+from services.attention.sharing import Chain, ChainKeys, OnLoaded, Payloads, Sharing, TouchFilter
+from tests.unit.attention.parts import ROOT, FakeRunner, make_core, submission
+from understudy.chunks import Chunk, chain_hashes
+from understudy.errors import FailedPrecondition
+
+BLOCK_SIZE = 4
+DIGESTS = {"": b"m" * 32, "tools": b"t" * 32}
+PROMPT = tuple(range(3, 16))  # three full blocks and a rest
+
+
+@dataclass
+class FakeContents:
+    """Block contents as bytes."""
+
+    blocks: dict[int, bytes] = field(default_factory=dict)
+    block_bytes: int = 8
+
+    def export_block(self, block: int) -> bytes:
+        return self.blocks.get(block, b"computed")
+
+    def import_block(self, block: int, content: bytes | bytearray | memoryview) -> None:
+        if len(content) != self.block_bytes:
+            raise FailedPrecondition("wrong length")
+        self.blocks[block] = bytes(content)
+
+
+@dataclass
+class FakeTier:
+    """Remembers what was asked for and handed over."""
+
+    loads: list[tuple[Chain, OnLoaded]] = field(default_factory=list)
+    stored: list[Chunk] = field(default_factory=list)
+    is_worth: bool = True
+    is_open: bool = True
+
+    def is_worth_loading(self, num_tokens: int, size_bytes: int) -> bool:
+        return self.is_worth
+
+    def load(self, chain: Chain, block_bytes: int, on_loaded: OnLoaded) -> None:
+        self.loads.append((chain, on_loaded))
+
+    def store(self, tenant: str, traceparent: str, chunks: list[Chunk]) -> None:
+        self.stored.extend(chunks)
+
+    def has_room(self, size_bytes: int) -> bool:
+        return self.is_open
+
+    def note_prefill(self, num_tokens: int, duration_s: float) -> None:
+        pass
+
+
+@dataclass
+class Rig:
+    """An engine core with a fake tier behind it."""
+
+    tier: FakeTier
+    contents: FakeContents
+    runner: FakeRunner
+    scheduler: Scheduler
+    core: EngineCore
+    loaded: list[tuple[SequenceKey, Payloads]]
+
+    def hashes(self, tokens=PROMPT, adapter: str = "") -> list[bytes]:
+        return chain_hashes(ROOT, DIGESTS[adapter], tokens, BLOCK_SIZE)
+
+    def arrive(self, *payloads: bytes) -> None:
+        """Let the last load end with these payloads."""
+        _, on_loaded = self.tier.loads[-1]
+        on_loaded([memoryview(payload) for payload in payloads])
+        self.core.loaded(*self.loaded.pop())
+
+    def run(self) -> None:
+        while self.core.step():
+            self.core.check_integrity()
+
+
+def make_rig(num_blocks: int = 16, write_touches: int = 2) -> Rig:
+    blocks = BlockManager(num_blocks, BLOCK_SIZE)
+    keys = ChainKeys(DIGESTS, BLOCK_SIZE)
+    scheduler = Scheduler(
+        blocks, token_budget=64, max_sequences=8, max_waiting=8, next_hash=keys.next_hash
+    )
+    tier, contents, runner = FakeTier(), FakeContents(), FakeRunner()
+    sharing = Sharing(
+        blocks=blocks,
+        contents=contents,
+        keys=keys,
+        tier=tier,
+        min_tokens=8,
+        write_touches=write_touches,
+    )
+    loaded: list[tuple[SequenceKey, Payloads]] = []
+    core = make_core(
+        runner,
+        scheduler,
+        sharing=sharing,
+        on_loaded=lambda key, payloads: loaded.append((key, payloads)),
+    )
+    return Rig(tier, contents, runner, scheduler, core, loaded)
+
+
+@pytest.fixture
+def rig() -> Rig:
+    return make_rig()
+
+
+def finished(rig: Rig):
+    return rig.core.take_outputs()[1].finished[-1]
+
+
+def test_missing_prefix_is_asked_for_and_what_comes_is_not_computed(rig: Rig):
+    rig.core.submit(submission(1, PROMPT, max_tokens=1, kv_root=ROOT))
+    assert not rig.core.step()
+    (chain, _) = rig.tier.loads[0]
+    assert chain.hashes == tuple(rig.hashes())
+    assert (chain.tenant, chain.config_digest) == ("acme", DIGESTS[""])
+    rig.arrive(b"payload0", b"payload1")
+    rig.run()
+    end = finished(rig)
+    assert (end.remote_cached_tokens, end.local_cached_tokens) == (8, 0)
+    assert end.computed_positions == len(PROMPT) - 8
+    assert sorted(rig.contents.blocks.values()) == [b"payload0", b"payload1"]
+
+
+def test_miss_is_recomputed(rig: Rig):
+    rig.core.submit(submission(1, PROMPT, max_tokens=1, kv_root=ROOT))
+    rig.arrive()
+    rig.run()
+    assert finished(rig).computed_positions == len(PROMPT)
+
+
+def test_payload_of_the_wrong_length_ends_the_run_of_hits(rig: Rig):
+    rig.core.submit(submission(1, PROMPT, max_tokens=1, kv_root=ROOT))
+    rig.arrive(b"payload0", b"short", b"payload2")
+    rig.run()
+    assert finished(rig).remote_cached_tokens == 4
+
+
+def test_only_what_local_blocks_lack_is_asked_for(rig: Rig):
+    rig.core.submit(submission(1, PROMPT[:5], max_tokens=1, kv_root=ROOT))
+    rig.run()
+    assert rig.tier.loads == []  # four tokens are not worth a question
+    rig.core.submit(submission(2, PROMPT, max_tokens=1, kv_root=ROOT))
+    (chain, _) = rig.tier.loads[0]
+    assert chain.hashes == tuple(rig.hashes()[1:])
+    rig.arrive(b"payload1")
+    rig.run()
+    end = finished(rig)
+    assert (end.local_cached_tokens, end.remote_cached_tokens) == (4, 4)
+
+
+def test_adapters_ask_for_different_chunks(rig: Rig):
+    for sequence_id, adapter in ((1, ""), (2, "tools")):
+        rig.core.submit(submission(sequence_id, PROMPT, kv_root=ROOT, adapter=adapter))
+    (bare, _), (adapted, _) = rig.tier.loads
+    assert not set(bare.hashes) & set(adapted.hashes)
+    assert bare.config_digest != adapted.config_digest
+
+
+def test_nothing_is_asked_for_when_it_is_not_worth_it_or_not_shared(rig: Rig):
+    rig.core.submit(submission(1, PROMPT, max_tokens=1))
+    rig.tier.is_worth = False
+    rig.core.submit(submission(2, PROMPT, max_tokens=1, kv_root=ROOT))
+    rig.run()
+    assert rig.tier.loads == []
+
+
+def test_kv_that_arrives_after_the_sequence_has_left_is_ignored(rig: Rig):
+    rig.core.submit(submission(1, PROMPT, kv_root=ROOT))
+    rig.core.cancel(SequenceKey(1, 1))
+    rig.arrive(b"payload0")
+    assert rig.contents.blocks == {}
+    rig.core.check_integrity()
+
+
+def test_loading_stops_when_no_block_is_free():
+    rig = make_rig(num_blocks=4)
+    rig.core.submit(submission(1, range(60, 69), max_tokens=9))
+    rig.core.step()
+    rig.core.submit(submission(2, PROMPT, max_tokens=1, kv_root=ROOT))
+    rig.arrive(b"payload0", b"payload1", b"payload2")
+    rig.core.check_integrity()
+    assert list(rig.contents.blocks.values()) == [b"payload0"]
+
+
+def serve(rig: Rig, sequence_id: int, tokens=PROMPT) -> None:
+    rig.core.submit(submission(sequence_id, tokens, max_tokens=1, kv_root=ROOT))
+    if rig.tier.loads:
+        rig.arrive()
+        rig.tier.loads.clear()
+    rig.run()
+
+
+def test_second_touch_is_written_once_tail_first(rig: Rig):
+    serve(rig, 1)
+    assert rig.tier.stored == []
+    serve(rig, 2)
+    assert [chunk.hash for chunk in rig.tier.stored] == rig.hashes()[::-1]
+    assert rig.tier.stored[0].parent == rig.hashes()[1]
+    assert rig.tier.stored[0].num_tokens == BLOCK_SIZE
+    serve(rig, 3)
+    assert len(rig.tier.stored) == 3
+
+
+def test_output_blocks_are_written_when_the_sequence_ends():
+    rig = make_rig(write_touches=1)
+    rig.core.submit(submission(1, PROMPT, max_tokens=8, kv_root=ROOT))
+    rig.arrive()
+    rig.run()
+    assert len(rig.tier.stored) == (len(PROMPT) + 7) // BLOCK_SIZE
+
+
+def test_chunks_that_came_from_the_store_are_not_written_back(rig: Rig):
+    rig.core.submit(submission(1, PROMPT, max_tokens=1, kv_root=ROOT))
+    rig.arrive(b"payload0", b"payload1", b"payload2")
+    rig.run()
+    serve(rig, 2)
+    assert rig.tier.stored == []
+
+
+def test_writes_beyond_the_room_are_dropped():
+    rig = make_rig(write_touches=1)
+    rig.tier.is_open = False
+    serve(rig, 1)
+    assert rig.tier.stored == []
+
+
+def test_touches_are_bounded():
+    touches = TouchFilter(threshold=2, max_touched=2)
+    assert not touches.touch(b"a")
+    assert not touches.touch(b"b")
+    assert not touches.touch(b"c")
+    assert not touches.touch(b"a")  # forgotten meanwhile
+    assert touches.touch(b"c")

@@ -1,0 +1,162 @@
+"""The I/O side of the tier: whatever the kvstore does, fewer payloads is the worst of it."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from services.attention.metrics import TierMetrics
+from services.attention.sharing import Chain
+from services.attention.tiering import MAX_FAILURES, MAX_WRITING_BYTES, StoreTier
+from understudy.chunks import Chunk, chain_hashes, chain_root, encode_chunk
+from understudy.errors import Unavailable
+
+ROOT, CONFIG = b"r" * 32, b"c" * 32
+HASHES = tuple(chain_hashes(ROOT, CONFIG, range(12), 4))
+CHAIN = Chain("acme", CONFIG, HASHES, "")
+
+
+def chunk(index: int, payload: bytes = b"12345678") -> Chunk:
+    parent = HASHES[index - 1] if index else chain_root(ROOT, CONFIG)
+    return Chunk(CONFIG, HASHES[index], parent, 4, payload)
+
+
+@dataclass
+class FakeStore:
+    """A kvstore that misbehaves on demand."""
+
+    data: list[bytes] = field(default_factory=list)
+    num_stored: int | None = None
+    error: Exception | None = None
+    stalls: bool = False
+    puts: list[tuple[Chain, Chunk]] = field(default_factory=list)
+    may_put: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def lookup(self, chain: Chain, timeout_s: float) -> int:
+        if self.error is not None:
+            raise self.error
+        return len(self.data) if self.num_stored is None else self.num_stored
+
+    async def get(self, chain: Chain, timeout_s: float) -> AsyncGenerator[bytes, None]:
+        for data in self.data:
+            yield data
+        if self.stalls:
+            await asyncio.Event().wait()
+
+    async def put(self, entries: Sequence[tuple[Chain, Chunk]], timeout_s: float) -> int:
+        await self.may_put.wait()
+        if self.error is not None:
+            raise self.error
+        self.puts.extend(entries)
+        return len(entries)
+
+
+@pytest.fixture
+def store() -> FakeStore:
+    return FakeStore()
+
+
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    return CollectorRegistry()
+
+
+@pytest.fixture
+async def tier(store: FakeStore, registry: CollectorRegistry) -> AsyncIterator[StoreTier]:
+    tier = StoreTier(store, asyncio.get_running_loop(), TierMetrics(registry), timeout_s=0.05)
+    yield tier
+    await tier.aclose()
+
+
+async def load(tier: StoreTier) -> list[bytes]:
+    done: asyncio.Future[list[memoryview]] = asyncio.get_running_loop().create_future()
+    tier.load(CHAIN, 8, done.set_result)
+    return [bytes(payload) for payload in await asyncio.wait_for(done, 30)]
+
+
+async def settle(tier: StoreTier) -> None:
+    """Wait for what the tier was asked to do."""
+    await asyncio.sleep(0)
+    await asyncio.gather(*tier._tasks)
+
+
+def failures(registry: CollectorRegistry, operation: str) -> float | None:
+    return registry.get_sample_value(
+        "understudy_attention_kv_failures_total", {"operation": operation}
+    )
+
+
+async def test_stored_run_comes_as_payloads(tier: StoreTier, store: FakeStore):
+    store.data = [encode_chunk(chunk(0, b"first---")), encode_chunk(chunk(1, b"second--"))]
+    assert await load(tier) == [b"first---", b"second--"]
+
+
+async def test_nothing_stored_is_a_miss_not_a_failure(tier: StoreTier, registry: CollectorRegistry):
+    assert await load(tier) == []
+    assert failures(registry, "read") is None
+
+
+async def test_corrupt_chunk_ends_the_run(
+    tier: StoreTier, store: FakeStore, registry: CollectorRegistry
+):
+    damaged = bytearray(encode_chunk(chunk(1)))
+    damaged[-1] ^= 1
+    store.data = [encode_chunk(chunk(0)), bytes(damaged), encode_chunk(chunk(2))]
+    assert len(await load(tier)) == 1
+    assert failures(registry, "decode") == 1
+
+
+async def test_chunk_of_another_prefix_is_never_taken(tier: StoreTier, store: FakeStore):
+    store.data = [encode_chunk(chunk(1))]
+    assert await load(tier) == []
+
+
+async def test_stalled_read_keeps_what_came(
+    tier: StoreTier, store: FakeStore, registry: CollectorRegistry
+):
+    store.data, store.num_stored, store.stalls = [encode_chunk(chunk(0))], 3, True
+    assert len(await load(tier)) == 1
+    assert failures(registry, "read") == 1
+
+
+async def test_more_chunks_than_asked_for_are_ignored(tier: StoreTier, store: FakeStore):
+    store.data, store.num_stored = [encode_chunk(chunk(0)), encode_chunk(chunk(1))], 1
+    assert len(await load(tier)) == 1
+
+
+async def test_dead_store_is_left_alone_after_some_failures(tier: StoreTier, store: FakeStore):
+    store.error = Unavailable("away")
+    for _ in range(MAX_FAILURES):
+        assert tier.is_worth_loading(64, 8)
+        assert await load(tier) == []
+    assert not tier.is_worth_loading(64, 8)
+    assert not tier.has_room(8)
+
+
+async def test_slow_fetch_is_not_worth_it_once_measured(tier: StoreTier, store: FakeStore):
+    store.data = [encode_chunk(chunk(0))]
+    await load(tier)
+    tier.note_prefill(10**9, 1.0)
+    assert not tier.is_worth_loading(1, 8)
+
+
+async def test_chunks_are_written_in_the_order_given(tier: StoreTier, store: FakeStore):
+    store.may_put.set()
+    chunks = [chunk(2), chunk(1)]
+    tier.store("acme", "", chunks)
+    await settle(tier)
+    assert [entry[1] for entry in store.puts] == chunks
+    assert [entry[0].hashes for entry in store.puts] == [(HASHES[2],), (HASHES[1],)]
+
+
+async def test_writes_in_flight_are_bounded_and_freed(tier: StoreTier, store: FakeStore):
+    assert tier.has_room(MAX_WRITING_BYTES)
+    tier.store("acme", "", [chunk(0)])
+    assert not tier.has_room(MAX_WRITING_BYTES)
+    store.error = Unavailable("away")
+    store.may_put.set()
+    await settle(tier)
+    assert tier.has_room(MAX_WRITING_BYTES)
+    assert store.puts == []
