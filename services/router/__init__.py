@@ -1,0 +1,11 @@
+"""The router: the public face of the platform, SLM first, LLM when it must.
+
+Owns the policy, grammars of requests, calibrators in use, API keys, admission and the journal.
+Serves `RouterService` over gRPC and an OpenAI-compatible HTTP edge beside it. Calls attention
+workers (one `Session` stream each) and the control Redis (journal).
+
+When an attention worker dies, its sequences continue elsewhere from their committed tokens. When
+the SLM pool is away, the LLM answers and the decision says so. When the LLM pool is away, requests
+that need it wait a while, then are refused as UNAVAILABLE. When the control Redis is away, serving
+continues, resume is off and says so. When the router dies, SDK callers resume on another replica.
+"""

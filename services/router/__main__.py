@@ -1,0 +1,25 @@
+"""`python -m services.router`: settings -> parts -> serve()."""
+
+from collections.abc import Mapping
+
+from prometheus_client import CollectorRegistry
+
+from services.router.assembly import build_router
+from services.router.servicer import SERVICE
+from services.router.settings import RouterSettings
+from understudy.serving import HealthState, ServingSettings, run_service, serve
+
+
+async def main(environ: Mapping[str, str], serving: ServingSettings) -> None:
+    """Serve callers until told to stop."""
+    settings = RouterSettings.from_env(environ)
+    settings.check_open(serving.listen, settings.http_listen)
+    health, registry = HealthState(is_ready=False), CollectorRegistry()
+    router = build_router(settings, health=health, registry=registry)
+    await serve("router", router.servicer.register, settings=serving, services=[SERVICE],
+                health=health, on_drain=router.drain, tasks=router.tasks,
+                registry=registry)  # fmt: skip
+
+
+if __name__ == "__main__":
+    run_service("router", main)

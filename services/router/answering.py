@@ -1,0 +1,215 @@
+"""One request from its plan to its last event: SLM first, judged, escalated where it must be.
+
+Nothing is shown before it can no longer be taken back, and everything shown is in the journal
+first. Tool calls are shown whole; text of the pool whose answer stands is streamed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import ExitStack, aclosing
+
+from opentelemetry.trace import format_trace_id
+
+from services.router import records
+from services.router.answers import Attempt, Delta, Event, Finished, FinishReason, Reason
+from services.router.journal import Entry
+from services.router.policy import LLM, SLM, Path, choose_path, decide, judge
+from services.router.records import Replay
+from services.router.requests import ToolCall
+from services.router.texts import TextStream
+from services.router.tries import Assignment, Company, Try, begin
+from services.router.verifiers import tool_call, verify
+from understudy.errors import PromptTooLong, ResourceExhausted, Unavailable
+from understudy.telemetry import names
+from understudy.workloads import Verdict
+
+
+class Answering:
+    """One request; iterate `events` once."""
+
+    def __init__(
+        self, company: Company, assignment: Assignment, replay: Replay, entry: Entry | None
+    ) -> None:
+        """Take how far the answer had come; `entry` None means that resume is off."""
+        self._company = company
+        self._assignment = assignment
+        self._request = assignment.request
+        self._plan = assignment.plan
+        self._replay = replay
+        self._entry = entry
+        self._started_s = time.monotonic()
+        self._calibrator = company.stage.calibrator(assignment.plan)
+        self._attempts = [replay.trial] if replay.trial else []
+        self._num_deltas = len(replay.deltas)
+
+    async def events(self) -> AsyncGenerator[Event, None]:
+        """Yield the deltas that are not in the journal yet, and the end."""
+        path = self._replay.path or self._choose()
+        if path.reason == "slm_unavailable":
+            self._company.admission.escalations.spend()
+        async with aclosing(self._trial() if path.is_trial else self._stand(path)) as stream:
+            async for event in stream:
+                yield event
+
+    def _choose(self) -> Path:
+        stage = self._company.stage
+        if self._replay.trial_reason is not None:
+            return Path(LLM, self._replay.trial_reason)
+        return choose_path(
+            stage.check_model(self._request.model),
+            self._calibrator,
+            is_greedy=self._request.sampling.temperature == 0.0,
+            is_slm_available=stage.is_slm_available,
+        )
+
+    async def _trial(self) -> AsyncGenerator[Event, None]:
+        """Let the SLM try with its answer held; show it when it stands, else escalate."""
+        reason: Reason
+        try:
+            attempt, text, reason = await self._try_slm()
+        except (Unavailable, ResourceExhausted, PromptTooLong):
+            reason = "slm_unavailable"
+        else:
+            self._attempts.append(attempt)
+            if reason == "slm_accepted":
+                async for event in self._whole(Path(SLM, reason), text, "stop"):
+                    yield event
+                return
+            await self._journal(records.attempt_record(attempt, reason))
+        self._company.admission.escalations.spend()
+        async with aclosing(self._stand(Path(LLM, reason))) as stream:
+            async for event in stream:
+                yield event
+
+    async def _try_slm(self) -> tuple[Attempt, str, Reason]:
+        calibrator = self._calibrator
+        assert calibrator is not None
+        assert calibrator.threshold is not None
+        with begin(self._company, self._assignment, SLM) as attempt:
+            await attempt.run.complete()
+            text = self._text(attempt.run.transcript.ids)
+            verdicts = verify(self._plan, self._request, text)
+            confidence = calibrator.confidence(attempt.run.transcript.evidence())
+            facts = attempt.facts(verdicts, confidence)
+        return facts, text, judge(confidence, calibrator.threshold, verdicts)
+
+    async def _stand(self, path: Path) -> AsyncGenerator[Event, None]:
+        """Let a pool answer whose answer stands whatever it is."""
+        with ExitStack() as stack:
+            if path.pool == LLM:
+                stack.enter_context(self._company.admission.llm_attempts.hold())
+            committed = self._replay.token_ids
+            attempt = stack.enter_context(
+                begin(self._company, self._assignment, path.pool, committed)
+            )
+            shown = self._show_held if self._plan.is_held else self._show_stream
+            async with aclosing(shown(path, attempt)) as events:
+                async for event in events:
+                    yield event
+
+    async def _show_held(self, path: Path, attempt: Try) -> AsyncGenerator[Event, None]:
+        await attempt.run.complete()
+        text = self._text(attempt.run.transcript.ids)
+        self._conclude(path, attempt, text)
+        async for event in self._whole(path, text, attempt.run.transcript.finish_reason):
+            yield event
+
+    async def _show_stream(self, path: Path, attempt: Try) -> AsyncGenerator[Event, None]:
+        """Show text as it is decoded, each piece journalled before it is shown."""
+        if self._replay.path is None:
+            await self._journal(records.path_record(path))
+        texts = TextStream(self._company.tokenizer, self._request.sampling.stop)
+        text = texts.push(attempt.run.transcript.ids)
+        unshown: list[int] = []
+        async with aclosing(attempt.run.stream()) as stream:
+            async for tokens in stream:
+                unshown.extend(tokens.ids)
+                if piece := texts.push(tokens.ids):
+                    text += piece
+                    yield await self._commit(path, Delta(self._num_deltas, piece), unshown)
+                    unshown = []
+        if piece := texts.finish():
+            text += piece
+            yield await self._commit(path, Delta(self._num_deltas, piece), unshown)
+        self._conclude(path, attempt, text)
+        yield await self._finish(path, attempt.run.transcript.finish_reason)
+
+    def _conclude(self, path: Path, attempt: Try, text: str) -> None:
+        """Verify an answer that stands, so that its decision tells what it is worth."""
+        transcript = attempt.run.transcript
+        verdicts = verify(self._plan, self._request, text)
+        if transcript.finish_reason == "stop" and _is_refused_schema(verdicts):
+            self._company.metrics.disagreements.labels(path.pool).inc()
+        confidence = None
+        if path.pool == SLM and self._calibrator is not None and not self._replay.token_ids:
+            confidence = self._calibrator.confidence(transcript.evidence())
+        self._attempts.append(attempt.facts(verdicts, confidence))
+
+    async def _whole(
+        self, path: Path, text: str, finish: FinishReason
+    ) -> AsyncGenerator[Event, None]:
+        """Show a held answer in one piece, unless an earlier stream already did."""
+        call = tool_call(text) if self._plan.is_held and finish == "stop" else None
+        calls: tuple[ToolCall, ...] = (call,) if call else ()
+        if (text or calls) and not self._replay.deltas:
+            yield await self._commit(
+                path, Delta(self._num_deltas, "" if calls else text, calls), []
+            )
+        yield await self._finish(path, "tool_calls" if calls else finish)
+
+    async def _commit(self, path: Path, delta: Delta, token_ids: list[int]) -> Delta:
+        await self._journal(records.delta_record(delta, token_ids))
+        if self._num_deltas == 0:
+            elapsed_s = time.monotonic() - self._started_s
+            self._company.metrics.first_delta_s.labels(path.pool).observe(elapsed_s)
+        self._num_deltas += 1
+        return delta
+
+    async def _finish(self, path: Path, finish_reason: FinishReason) -> Finished:
+        assert path.reason is not None
+        context = self._assignment.span.get_span_context()
+        calibrator = self._calibrator
+        decision = decide(
+            path.reason,
+            self._attempts,
+            workload=self._plan.workload_name,
+            threshold=calibrator.threshold if calibrator else None,
+            trace_id=format_trace_id(context.trace_id) if context.trace_flags.sampled else "",
+            is_resumable=self._entry is not None and self._entry.is_live,
+        )
+        finished = Finished(finish_reason, self._attempts[-1].usage, decision)
+        await self._journal(records.finished_record(finished))
+        self._company.metrics.count_answer(decision, time.monotonic() - self._started_s)
+        self._describe(finished)
+        return finished
+
+    def _describe(self, finished: Finished) -> None:
+        decision = finished.decision
+        self._assignment.span.set_attributes(
+            {
+                names.POOL: decision.pool,
+                names.REASON: decision.reason,
+                names.COST: decision.cost,
+                names.ESCALATED: len(decision.attempts) > 1,
+            }
+        )
+        if decision.workload:
+            self._assignment.span.set_attribute(names.WORKLOAD, decision.workload)
+        if decision.confidence is not None:
+            self._assignment.span.set_attribute(names.CONFIDENCE, decision.confidence)
+        if decision.threshold is not None:
+            self._assignment.span.set_attribute(names.THRESHOLD, decision.threshold)
+
+    async def _journal(self, record: dict[str, object]) -> None:
+        if self._entry is not None:
+            await self._entry.append(record)
+
+    def _text(self, token_ids: list[int]) -> str:
+        texts = TextStream(self._company.tokenizer, self._request.sampling.stop)
+        return texts.push(token_ids) + texts.finish()
+
+
+def _is_refused_schema(verdicts: tuple[Verdict, ...]) -> bool:
+    return any(v.verifier == "json_schema" and not v.passed for v in verdicts)

@@ -1,0 +1,159 @@
+"""Puts a router together from its settings."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry
+
+from services.router.admission import Admission
+from services.router.clients import WorkerClient
+from services.router.conductor import Conductor
+from services.router.http.app import Edge
+from services.router.http.server import HttpServer
+from services.router.journal import Journal, connect
+from services.router.metrics import RouterMetrics
+from services.router.plans import Planner
+from services.router.policy import LLM, SLM
+from services.router.pools import Pool
+from services.router.sealing import KEY_BYTES, Sealer
+from services.router.servicer import RouterServicer
+from services.router.settings import RouterSettings
+from services.router.stage import Stage
+from services.router.tenants import Tenants
+from services.router.tries import Company
+from services.router.watching import PoolWatch
+from understudy.discovery import open_discovery
+from understudy.grammar import Compiler
+from understudy.registry import Version, read_version
+from understudy.serving import HealthState, text_or_file
+from understudy.text.tokenizer import Tokenizer
+
+_READY_POLL_S = 0.05
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Router:
+    """Everything that `serve()` runs."""
+
+    conductor: Conductor
+    servicer: RouterServicer
+    edge: HttpServer | None
+    tasks: Sequence[Callable[[], Awaitable[None]]]
+    journal: Journal
+
+    async def drain(self, grace_s: float) -> None:
+        """End the HTTP edge; the chassis ends the rest."""
+        if self.edge is not None:
+            await self.edge.drain(grace_s)
+        await self.journal.aclose()
+
+
+def build_router(
+    settings: RouterSettings, *, health: HealthState, registry: CollectorRegistry
+) -> Router:
+    """Build a router; `health` turns ready once its pools have been seen."""
+    pools = {pool.name: Pool(pool.name) for pool in settings.parsed_pools()}
+    tokenizer = _tokenizer(settings)
+    sealer = Sealer(_journal_key(settings))
+    journal = Journal(connect(settings.control_redis), sealer, settings.journal_ttl_s)
+    conductor = Conductor(
+        Company(
+            stage=Stage(pools, _version(settings)),
+            tokenizer=tokenizer,
+            tenants=_tenants(settings),
+            admission=Admission(
+                settings.max_requests,
+                settings.llm_max_attempts,
+                settings.escalations_per_s,
+                time.monotonic,
+            ),
+            metrics=RouterMetrics(registry),
+            slm_patience_s=settings.slm_patience_s,
+            llm_patience_s=settings.llm_patience_s,
+        ),
+        Planner(tokenizer, Compiler(tokenizer.source, eos_ids=tokenizer.eos_ids)),
+        journal,
+        max_prompt_bytes=settings.max_prompt_bytes,
+        request_timeout_s=settings.request_timeout_s,
+    )
+    edge = _edge(settings, conductor, health)
+    watches = [
+        PoolWatch(pools[pool.name], open_discovery(pool.workers), WorkerClient).run
+        for pool in settings.parsed_pools()
+    ]
+    tasks: list[Callable[[], Awaitable[None]]] = [
+        *watches,
+        lambda: announce(pools, edge, health, settings.startup_patience_s),
+    ]
+    if edge is not None:
+        tasks.append(edge.run)
+    return Router(conductor, RouterServicer(conductor), edge, tasks, journal)
+
+
+async def announce(
+    pools: Mapping[str, Pool],
+    edge: HttpServer | None,
+    health: HealthState,
+    startup_patience_s: float,
+) -> None:
+    """Mark the router ready once it listens and every pool was seen, or the LLM after a while.
+
+    It stays ready: a pool that goes away later is told to callers request by request.
+    """
+    patience_ends_s = time.monotonic() + startup_patience_s
+    while True:
+        missing = [name for name, pool in pools.items() if not pool.is_available]
+        has_pools = not missing or (LLM not in missing and time.monotonic() > patience_ends_s)
+        if has_pools and (edge is None or edge.is_listening):
+            break
+        await asyncio.sleep(_READY_POLL_S)
+    if missing:
+        logger.warning("Ready without every pool.", extra={"missing": ",".join(missing)})
+    health.mark_ready()
+
+
+def _edge(settings: RouterSettings, conductor: Conductor, health: HealthState) -> HttpServer | None:
+    if not settings.http_listen:
+        return None
+    edge = Edge(
+        conductor,
+        health,
+        max_body_bytes=settings.max_body_bytes,
+        request_timeout_s=settings.request_timeout_s,
+    )
+    return HttpServer(edge.app(), settings.http_listen, max_concurrency=settings.max_requests)
+
+
+def _tokenizer(settings: RouterSettings) -> Tokenizer:
+    is_gguf = settings.tokenizer.suffix == ".gguf"
+    read = Tokenizer.from_gguf if is_gguf else Tokenizer.from_file
+    return read(settings.tokenizer)
+
+
+def _version(settings: RouterSettings) -> Version | None:
+    directories = [pool.version_dir for pool in settings.parsed_pools() if pool.name == SLM]
+    if not directories or directories[0] is None:
+        return None
+    return read_version(directories[0])
+
+
+def _tenants(settings: RouterSettings) -> Tenants:
+    secret = text_or_file(settings.tenant_secret).strip().encode()
+    return Tenants(settings.parsed_keys(), secret)
+
+
+def _journal_key(settings: RouterSettings) -> bytes:
+    key = settings.parsed_journal_key()
+    if key is not None:
+        return key
+    if settings.control_redis:
+        logger.warning("No journal key is set; only this replica can resume its answers.")
+    return secrets.token_bytes(KEY_BYTES)

@@ -1,0 +1,247 @@
+"""One model's try at a request, wherever its workers die: placed, followed, placed again.
+
+A sequence whose worker fails continues on another (or the same one, restarted) from the prompt
+plus the tokens it already has, so a lost worker costs time, never the request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Final
+
+from services.router.answers import FinishReason, Usage
+from services.router.plans import Plan
+from services.router.pools import Ended, Pool, SequenceStream, Submission, Tokens, Worker
+from services.router.requests import Sampling
+from understudy.errors import (
+    Aborted,
+    DeadlineExceeded,
+    PromptTooLong,
+    ResourceExhausted,
+    Unavailable,
+)
+from understudy.evidence import Evidence
+from understudy.rpc import Deadline
+
+_POLL_S: Final = 0.05
+_MAX_BACKOFF_S: Final = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What an attempt works on."""
+
+    plan: Plan
+    sampling: Sampling
+    adapter: str
+    tenant: str
+    kv_root: Callable[[bytes], bytes]
+    """Maps a model's digest to the tenant's root."""
+    deadline: Deadline
+    patience_s: float
+    """Longest wait for a worker before the attempt fails as Unavailable."""
+    traceparent: str
+
+
+@dataclass(slots=True)
+class Transcript:
+    """What an attempt has produced so far; `ids` starts with tokens committed before a resume."""
+
+    ids: list[int]
+    started_s: float
+    logprobs: list[float] = field(default_factory=list)
+    margins: list[float] = field(default_factory=list)
+    mask_losses: list[float] = field(default_factory=list)
+    is_forced: list[bool] = field(default_factory=list)
+    finish_reason: FinishReason = "stop"
+    cached_tokens: int = 0
+    computed_positions: int = 0
+    model: str = ""
+    worker: str = ""
+    num_replacements: int = 0
+
+    def add(self, tokens: Tokens) -> None:
+        """Append new tokens."""
+        self.ids.extend(tokens.ids)
+        self.logprobs.extend(tokens.logprobs)
+        self.margins.extend(tokens.margins)
+        self.mask_losses.extend(tokens.mask_losses)
+        self.is_forced.extend(tokens.is_forced)
+
+    def evidence(self) -> Evidence:
+        """Return what the tokens say about the answer."""
+        return Evidence(
+            self.logprobs,
+            self.margins,
+            self.mask_losses,
+            self.is_forced,
+            is_finished=self.finish_reason == "stop",
+        )
+
+    def usage(self, num_prompt_tokens: int) -> Usage:
+        """Return the token counts."""
+        cached = min(self.cached_tokens, num_prompt_tokens)
+        return Usage(num_prompt_tokens, len(self.ids), cached)
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds since the attempt began."""
+        return time.monotonic() - self.started_s
+
+
+class AttemptRun:
+    """Runs one attempt on a pool; iterate `stream`, then read `transcript`."""
+
+    def __init__(self, pool: Pool, job: Job, committed: tuple[int, ...] = ()) -> None:
+        self._pool = pool
+        self._job = job
+        self._failed: set[str] = set()
+        self._refusal: ResourceExhausted | None = None
+        self._progressed_s = time.monotonic()
+        self.transcript = Transcript(list(committed), time.monotonic())
+
+    async def complete(self) -> None:
+        """Run to the end; raises what `stream` raises."""
+        async with aclosing(self.stream()) as stream:
+            async for _ in stream:
+                pass
+
+    async def stream(self) -> AsyncGenerator[Tokens, None]:
+        """Yield new tokens to the end.
+
+        Raises Unavailable when no worker could be had within the patience, ResourceExhausted when
+        every worker is full, DeadlineExceeded, and what a worker refuses a sequence for.
+        """
+        backoff_s = _POLL_S
+        while True:
+            worker = await self._worker()
+            sequence = worker.submit(self._submission(worker))
+            num_before = len(self.transcript.ids)
+            try:
+                async for tokens in self._follow(sequence):
+                    yield tokens
+                return
+            except ResourceExhausted as error:
+                self._refuse(worker, error)
+            except (Aborted, Unavailable) as error:
+                backoff_s = self._lose(worker, error, num_before, backoff_s)
+                await asyncio.sleep(min(backoff_s, self._job.deadline.remaining_s))
+            finally:
+                sequence.cancel()
+
+    async def _follow(self, sequence: SequenceStream) -> AsyncGenerator[Tokens, None]:
+        events = aiter(sequence)
+        while True:
+            try:
+                event = await asyncio.wait_for(anext(events), self._job.deadline.remaining_s)
+            except TimeoutError as error:
+                raise DeadlineExceeded(
+                    "The deadline passed before the answer was complete; allow more time."
+                ) from error
+            if isinstance(event, Ended):
+                self._end(event)
+                return
+            self.transcript.add(event)
+            yield event
+
+    def _end(self, event: Ended) -> None:
+        transcript = self.transcript
+        transcript.finish_reason = event.finish_reason
+        transcript.computed_positions += event.computed_positions
+        if not transcript.num_replacements:
+            transcript.cached_tokens = event.cached_tokens
+
+    async def _worker(self) -> Worker:
+        """Wait for a worker that can take the sequence."""
+        job = self._job
+        waited_until = Deadline.after(job.patience_s)
+        while True:
+            job.deadline.check()
+            worker = self._pick()
+            if worker is not None:
+                self._note(worker)
+                return worker
+            if waited_until.is_expired:
+                raise Unavailable(
+                    f"No worker of the pool {self._pool.name!r} could be reached within "
+                    f"{job.patience_s:g} s.",
+                    {"pool": self._pool.name},
+                )
+            await asyncio.sleep(min(_POLL_S, job.deadline.remaining_s))
+
+    def _pick(self) -> Worker | None:
+        info = self._pool.info
+        root = self._job.kv_root(info.digest) if info is not None else b""
+        tokens = self._job.plan.tokens
+        worker = self._pool.pick(tokens, root, self._job.adapter, self._failed)
+        if worker is not None and worker.address in self._failed and self._refusal is not None:
+            raise self._refusal
+        return worker
+
+    def _note(self, worker: Worker) -> None:
+        info = worker.info
+        assert info is not None
+        room = info.max_context_tokens - len(self._job.plan.tokens)
+        if room < 1:
+            raise PromptTooLong(
+                f"The prompt has {len(self._job.plan.tokens)} tokens; the pool "
+                f"{self._pool.name!r} takes {info.max_context_tokens - 1}.",
+                {"field": "messages"},
+            )
+        self.transcript.model = info.model
+        self.transcript.worker = worker.address
+
+    def _submission(self, worker: Worker) -> Submission:
+        job, info = self._job, worker.info
+        assert info is not None
+        room = info.max_context_tokens - len(job.plan.tokens)
+        return Submission(
+            tokens=(*job.plan.tokens, *self.transcript.ids),
+            num_committed=len(self.transcript.ids),
+            sampling=job.sampling,
+            max_tokens=min(job.plan.max_tokens, room),
+            grammar=job.plan.grammar,
+            adapter=job.adapter,
+            time_left_s=job.deadline.remaining_s,
+            kv_root=job.kv_root(info.digest),
+            tenant=job.tenant,
+            traceparent=job.traceparent,
+        )
+
+    def _refuse(self, worker: Worker, error: ResourceExhausted) -> None:
+        """A worker is full: the others are tried once, then the caller waits."""
+        self._failed.add(worker.address)
+        self._refusal = error
+
+    def _lose(
+        self, worker: Worker, error: Aborted | Unavailable, num_before: int, backoff_s: float
+    ) -> float:
+        """A worker lost the sequence: it goes elsewhere; return how long to wait before that.
+
+        Raises the error once nothing was gained for as long as the patience lasts.
+        """
+        transcript = self.transcript
+        has_progress = len(transcript.ids) > num_before
+        if has_progress:
+            self._progressed_s = time.monotonic()
+        elif time.monotonic() - self._progressed_s > self._job.patience_s:
+            raise error
+        transcript.num_replacements += 1
+        self._failed = {worker.address}
+        logger.warning(
+            "A sequence is placed again after its worker failed.",
+            extra={
+                "pool": self._pool.name,
+                "worker": worker.address,
+                "reason": error.reason,
+                "tokens": len(transcript.ids),
+            },
+        )
+        return _POLL_S if has_progress else min(2 * backoff_s, _MAX_BACKOFF_S)

@@ -1,0 +1,175 @@
+"""Leads requests through admission, plan, journal and answer; the edges translate its events.
+
+A stream that another one took over (a resumed or repeated request) follows the journal from then
+on, so that both callers see the same answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
+from typing import Final
+
+from opentelemetry.context import Context
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+
+from services.router.answering import Answering
+from services.router.answers import Delta, Event, Finished, Started
+from services.router.journal import Entry, Journal, TakenOverError
+from services.router.plans import Planner
+from services.router.records import Replay, replay
+from services.router.requests import Request, check_request
+from services.router.stage import ModelCard
+from services.router.tries import Assignment, Company
+from understudy.errors import NotFound, UnderstudyError
+from understudy.rpc import Deadline
+from understudy.telemetry import names, tracer
+
+_FOLLOW_S: Final = 0.05
+"""How often a stream that was taken over looks into the journal."""
+
+
+class Conductor:
+    """Answers requests of authenticated tenants."""
+
+    def __init__(
+        self,
+        company: Company,
+        planner: Planner,
+        journal: Journal,
+        *,
+        max_prompt_bytes: int,
+        request_timeout_s: float,
+    ) -> None:
+        self._company = company
+        self._planner = planner
+        self._journal = journal
+        self._max_prompt_bytes = max_prompt_bytes
+        self._request_timeout_s = request_timeout_s
+
+    def models(self) -> list[ModelCard]:
+        """List the models a caller may name."""
+        return self._company.stage.cards()
+
+    def model(self, name: str) -> ModelCard:
+        """Return one model; NotFound lists the known ones."""
+        known = self._company.stage.check_model(name)
+        return next(card for card in self.models() if card.id == known)
+
+    def authenticate(self, authorization: str | None) -> str:
+        """Return the tenant behind an `Authorization` value."""
+        return self._company.tenants.authenticate(authorization)
+
+    async def generate(
+        self,
+        request: Request,
+        *,
+        tenant: str,
+        request_id: str,
+        deadline: Deadline,
+        parent: Context | None = None,
+    ) -> AsyncGenerator[Event, None]:
+        """Yield `Started`, deltas and `Finished`; raises the named error of a refused request."""
+        with self._serving(request_id, parent) as span:
+            check_request(request, self._max_prompt_bytes)
+            self._company.stage.check_model(request.model)
+            plan = await asyncio.to_thread(self._planner.plan, request)
+            entry = await self._journal.open(tenant, request, request_id)
+            if entry is None:
+                self._company.metrics.unjournalled.inc()
+            found = replay(entry.records) if entry else Replay(request, request_id)
+            deadline = deadline.at_most(self._request_timeout_s)
+            assignment = Assignment(request, plan, tenant, deadline, span)
+            async with aclosing(self._events(assignment, found, entry, 0)) as events:
+                async for event in events:
+                    yield event
+
+    async def resume(
+        self,
+        token: str,
+        received_deltas: int,
+        *,
+        tenant: str,
+        deadline: Deadline,
+        parent: Context | None = None,
+    ) -> AsyncGenerator[Event, None]:
+        """Continue an answer after the deltas its caller has.
+
+        Raises NotFound for an unknown token, and Unavailable while the journal is away.
+        """
+        with self._serving("", parent) as span:
+            entry = await self._journal.find(tenant, token)
+            found = replay(entry.records)
+            span.set_attribute(names.REQUEST_ID, found.request_id)
+            if received_deltas > len(found.deltas):
+                raise NotFound(
+                    f"The journal knows {len(found.deltas)} deltas of this answer, the caller has "
+                    f"{received_deltas}; send the request again.",
+                    {"field": "received_deltas", "request_id": found.request_id},
+                )
+            plan = await asyncio.to_thread(self._planner.plan, found.request)
+            deadline = deadline.at_most(self._request_timeout_s)
+            assignment = Assignment(found.request, plan, tenant, deadline, span)
+            async with aclosing(self._events(assignment, found, entry, received_deltas)) as events:
+                async for event in events:
+                    yield event
+
+    async def _events(
+        self, assignment: Assignment, found: Replay, entry: Entry | None, num_received: int
+    ) -> AsyncGenerator[Event, None]:
+        token = entry.token if entry is not None and entry.is_live else ""
+        yield Started(found.request_id, token, assignment.deadline.remaining_s)
+        for delta in found.deltas[num_received:]:
+            yield delta
+        num_sent = len(found.deltas)
+        if found.finished is not None:
+            yield found.finished
+            return
+        answering = Answering(self._company, assignment, found, entry)
+        try:
+            async with aclosing(answering.events()) as events:
+                async for event in events:
+                    num_sent += isinstance(event, Delta)
+                    yield event
+        except TakenOverError:
+            assert entry is not None
+            async with aclosing(self._follow(assignment, entry.token, num_sent)) as events:
+                async for event in events:
+                    yield event
+
+    async def _follow(
+        self, assignment: Assignment, token: str, num_sent: int
+    ) -> AsyncGenerator[Delta | Finished, None]:
+        """Yield what the stream that owns the answer now writes into the journal."""
+        while True:
+            assignment.deadline.check()
+            found = replay(await self._journal.read(assignment.tenant, token))
+            for delta in found.deltas[num_sent:]:
+                yield delta
+            num_sent = max(num_sent, len(found.deltas))
+            if found.finished is not None:
+                yield found.finished
+                return
+            await asyncio.sleep(_FOLLOW_S)
+
+    @contextmanager
+    def _serving(self, request_id: str, parent: Context | None) -> Iterator[Span]:
+        """Hold a place and the root span of a request, and count its failure."""
+        metrics = self._company.metrics
+        span = tracer(__name__).start_span(
+            names.ROUTER_GENERATE,
+            context=parent,
+            kind=SpanKind.SERVER,
+            attributes={names.REQUEST_ID: request_id},
+        )
+        try:
+            with self._company.admission.requests.hold(), metrics.active.track_inprogress():
+                yield span
+        except UnderstudyError as error:
+            metrics.failures.labels(error.reason).inc()
+            span.set_attribute(names.ERROR_TYPE, error.reason)
+            span.set_status(Status(StatusCode.ERROR, error.reason))
+            raise
+        finally:
+            span.end()

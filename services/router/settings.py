@@ -1,0 +1,149 @@
+"""Settings of the router, read from `UNDERSTUDY_ROUTER_*`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+from services.router.policy import LLM, SLM
+from services.router.sealing import parse_key
+from services.router.tenants import parse_keys
+from understudy.errors import InvalidArgument
+from understudy.serving import SettingsError, parse_address, read_settings, text_or_file
+
+PREFIX: Final = "UNDERSTUDY_ROUTER_"
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSettings:
+    """One pool: where its workers are and what is on stage there."""
+
+    name: str
+    workers: str
+    """Addresses separated by commas, or `k8s:namespace/service:port-name`."""
+    version_dir: Path | None
+    """Version directory of the SLM with its calibrators; none means that nothing is calibrated."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterSettings:
+    """What one router routes to, and its limits."""
+
+    pools: str
+    """JSON list of {"name", "workers", "version_dir"}, or @file; the names are llm and slm."""
+    tokenizer: Path
+    """The `tokenizer.json` that all pools share, or a GGUF file that carries it."""
+    http_listen: str = "127.0.0.1:8080"
+    """Address of the OpenAI-compatible edge; empty turns it off."""
+    control_redis: str = ""
+    """URL of the control Redis with the journal; empty turns resume and idempotency off."""
+    journal_key: str = ""
+    """32 bytes in base64, or @file, the same on every replica; empty makes a key of this process
+    alone, so that only this replica can resume its answers."""
+    tenant_secret: str = ""
+    """Secret, or @file, behind the KV roots of tenants, the same on every replica; empty keeps
+    tenants apart by name only."""
+    api_keys: str = ""
+    """JSON list of {"tenant", "sha256"}, or @file; empty asks for no key and needs loopback."""
+    allow_open: bool = False
+    """Serves without keys on addresses that others can reach; the network must guard the router."""
+    journal_ttl_s: int = 3600
+    """Seconds for which an answer can be resumed and an idempotency key is remembered."""
+    request_timeout_s: float = 120.0
+    """Longest time for one request, whatever its deadline."""
+    slm_patience_s: float = 2.0
+    """Longest wait for an SLM worker before the LLM answers instead."""
+    llm_patience_s: float = 60.0
+    """Longest wait for an LLM worker before a request is refused as unavailable."""
+    startup_patience_s: float = 30.0
+    """How long a router with an LLM waits for its SLM before it says that it is ready."""
+    max_prompt_bytes: int = 1024 * 1024
+    """Largest prompt over all messages, in bytes."""
+    max_body_bytes: int = 4 * 1024 * 1024
+    """Largest body of an HTTP request, in bytes."""
+    max_requests: int = 256
+    """Requests at once; beyond it they are refused with a retry delay."""
+    llm_max_attempts: int = 64
+    """LLM attempts at once; beyond it requests are refused with a retry delay."""
+    escalations_per_s: float = 50.0
+    """Escalations a second, with a burst of two seconds; bounds what a broken SLM costs."""
+
+    def __post_init__(self) -> None:
+        positive = (
+            "journal_ttl_s", "request_timeout_s", "slm_patience_s", "llm_patience_s",
+            "max_prompt_bytes", "max_body_bytes", "max_requests", "llm_max_attempts",
+            "escalations_per_s",
+        )  # fmt: skip
+        for name in positive:
+            if getattr(self, name) <= 0:
+                raise SettingsError(f"{PREFIX}{name.upper()} must be above zero.")
+        if self.http_listen:
+            parse_address(self.http_listen)
+        self.parsed_pools()
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> Self:
+        """Read the settings; a bad or unknown variable is refused by name."""
+        return read_settings(cls, PREFIX, environ)
+
+    def parsed_pools(self) -> tuple[PoolSettings, ...]:
+        """Return the pools, checked: `llm` exists, names are known and unique."""
+        try:
+            entries = json.loads(text_or_file(self.pools))
+            pools = tuple(_pool(entry) for entry in entries)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise SettingsError(
+                f"{PREFIX}POOLS is no JSON list of pools with name and workers: {error!r}."
+            ) from error
+        names = [pool.name for pool in pools]
+        if LLM not in names or not set(names) <= {SLM, LLM} or len(set(names)) != len(names):
+            raise SettingsError(f"{PREFIX}POOLS names {names}; it needs llm, and may have slm.")
+        return pools
+
+    def parsed_keys(self) -> dict[bytes, str]:
+        """Return tenants by the SHA-256 of their keys."""
+        try:
+            return parse_keys(text_or_file(self.api_keys))
+        except InvalidArgument as error:
+            raise SettingsError(f"{PREFIX}API_KEYS: {error.message}") from error
+
+    def parsed_journal_key(self) -> bytes | None:
+        """Return the journal's key, or None where none is set."""
+        text = text_or_file(self.journal_key)
+        try:
+            return parse_key(text) if text.strip() else None
+        except InvalidArgument as error:
+            raise SettingsError(f"{PREFIX}JOURNAL_KEY: {error.message}") from error
+
+    def check_open(self, *listeners: str) -> None:
+        """Refuse to serve without keys on an address that others can reach."""
+        reachable = [address for address in listeners if address and not _is_loopback(address)]
+        if reachable and not self.allow_open and not self.parsed_keys():
+            raise SettingsError(
+                f"{', '.join(reachable)} can be reached from outside and there are no API keys; "
+                f"set {PREFIX}API_KEYS, or {PREFIX}ALLOW_OPEN=true where the network guards it."
+            )
+
+
+def _pool(entry: Mapping[str, object]) -> PoolSettings:
+    workers = entry["workers"]
+    directory = str(entry.get("version_dir") or "")
+    return PoolSettings(
+        name=str(entry["name"]),
+        workers=workers if isinstance(workers, str) else ",".join(map(str, _items(workers))),
+        version_dir=Path(directory) if directory else None,
+    )
+
+
+def _items(workers: object) -> list[object]:
+    if not isinstance(workers, list) or not workers:
+        raise ValueError("workers are a list of addresses, or text")
+    return workers
+
+
+def _is_loopback(address: str) -> bool:
+    host, _ = parse_address(address)
+    return host in ("127.0.0.1", "localhost", "::1") or host.startswith("unix:")

@@ -1,0 +1,127 @@
+"""Begins attempts of one request and puts down what became of them: job, span, facts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from opentelemetry.trace import Span, set_span_in_context, use_span
+
+from services.router.admission import Admission
+from services.router.answers import Attempt
+from services.router.attempts import AttemptRun, Job
+from services.router.metrics import RouterMetrics
+from services.router.plans import Plan
+from services.router.policy import LLM, attempt_cost
+from services.router.requests import Request
+from services.router.stage import Stage
+from services.router.tenants import Tenants
+from understudy.rpc import Deadline, traceparent
+from understudy.telemetry import names, tracer
+from understudy.text.tokenizer import Tokenizer
+from understudy.workloads import Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Company:
+    """What all requests of a router share."""
+
+    stage: Stage
+    tokenizer: Tokenizer
+    tenants: Tenants
+    admission: Admission
+    metrics: RouterMetrics
+    slm_patience_s: float
+    llm_patience_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """One admitted request and what both arms are given."""
+
+    request: Request
+    plan: Plan
+    tenant: str
+    deadline: Deadline
+    span: Span
+    """Root span of the request."""
+
+
+class Try:
+    """A running attempt."""
+
+    def __init__(
+        self, company: Company, assignment: Assignment, pool: str, run: AttemptRun
+    ) -> None:
+        self.run = run
+        self.pool = pool
+        self._company = company
+        self._plan = assignment.plan
+
+    def facts(self, verdicts: Sequence[Verdict], confidence: float | None) -> Attempt:
+        """Return the finished attempt and count it."""
+        transcript = self.run.transcript
+        usage = transcript.usage(len(self._plan.tokens))
+        attempt = Attempt(
+            pool=self.pool,
+            model=transcript.model,
+            adapter=self._plan.adapter if self.pool == LLM else "",
+            usage=usage,
+            forced_tokens=sum(transcript.is_forced),
+            confidence=confidence,
+            computed_positions=transcript.computed_positions,
+            cost=attempt_cost(usage, *self._company.stage.position_parameters(self.pool)),
+            duration_s=transcript.duration_s,
+            verdicts=tuple(verdicts),
+            worker=transcript.worker,
+        )
+        self._company.metrics.count_attempt(attempt, transcript.num_replacements)
+        return attempt
+
+
+@contextmanager
+def begin(
+    company: Company, assignment: Assignment, pool: str, committed: Sequence[int] = ()
+) -> Iterator[Try]:
+    """Begin an attempt on a pool under its own span, which ends with the block."""
+    span = tracer(__name__).start_span(
+        names.ROUTER_ATTEMPT,
+        context=set_span_in_context(assignment.span),
+        attributes={names.POOL: pool},
+    )
+    with use_span(span, end_on_exit=False):
+        parent = traceparent()
+    run = AttemptRun(
+        company.stage.pools[pool], _job(company, assignment, pool, parent), tuple(committed)
+    )
+    try:
+        yield Try(company, assignment, pool, run)
+    finally:
+        transcript = run.transcript
+        usage = transcript.usage(len(assignment.plan.tokens))
+        span.set_attributes(
+            {
+                names.MODEL: transcript.model,
+                names.PROMPT_TOKENS: usage.prompt_tokens,
+                names.CACHED_TOKENS: usage.cached_prompt_tokens,
+                names.ATTEMPT_TOKENS: usage.completion_tokens,
+                names.COMPUTED_POSITIONS: transcript.computed_positions,
+                names.COST: attempt_cost(usage, *company.stage.position_parameters(pool)),
+            }
+        )
+        span.end()
+
+
+def _job(company: Company, assignment: Assignment, pool: str, parent: str) -> Job:
+    tenants, tenant = company.tenants, assignment.tenant
+    return Job(
+        plan=assignment.plan,
+        sampling=assignment.request.sampling,
+        adapter=assignment.plan.adapter if pool == LLM else "",
+        tenant=tenant,
+        kv_root=lambda digest: tenants.kv_root(tenant, digest),
+        deadline=assignment.deadline,
+        patience_s=company.llm_patience_s if pool == LLM else company.slm_patience_s,
+        traceparent=parent,
+    )

@@ -1,0 +1,45 @@
+"""Checks of a finished answer, from cheap to dear, independent of the grammar that shaped it."""
+
+from __future__ import annotations
+
+import json
+import secrets
+
+from services.router.plans import Plan, turns
+from services.router.requests import Request, ToolCall
+from understudy.grammar import validate
+from understudy.workloads import Verdict
+
+
+def verify(plan: Plan, request: Request, text: str) -> tuple[Verdict, ...]:
+    """Return the verdicts on an answer: JSON Schema first, then what the workload checks."""
+    verdicts: list[Verdict] = []
+    if plan.schema is not None:
+        verdicts.append(_schema_verdict(plan, text))
+    if plan.workload is not None and all(verdict.passed for verdict in verdicts):
+        verdicts.extend(plan.workload.verify(turns(request), text))
+    return tuple(verdicts)
+
+
+def tool_call(text: str) -> ToolCall | None:
+    """Read a verified tool call; None where the text is not a complete one."""
+    try:
+        body = json.loads(text)
+        name, arguments = body["name"], body["arguments"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return ToolCall(
+        id=f"call_{secrets.token_hex(12)}",
+        name=str(name),
+        arguments_json=json.dumps(arguments, ensure_ascii=False, separators=(",", ":")),
+    )
+
+
+def _schema_verdict(plan: Plan, text: str) -> Verdict:
+    assert plan.schema is not None
+    try:
+        instance = json.loads(text)
+    except ValueError:
+        return Verdict("json_schema", False, "The answer is not complete JSON.")
+    problem = validate(plan.schema, instance)
+    return Verdict("json_schema", not problem, problem)
