@@ -1,0 +1,132 @@
+{{/* Security contexts that the Pod Security Standard `restricted` asks for, and a read-only root. */}}
+{{- define "understudy.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: {{ .user }}
+runAsGroup: {{ .user }}
+fsGroup: {{ .user }}
+seccompProfile:
+  type: RuntimeDefault
+{{- end -}}
+
+{{- define "understudy.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end -}}
+
+{{/* What every pod has. Takes root, placement (values with nodeSelector and tolerations) and user.
+The grace period covers preStop, the drain and a margin to exit. */}}
+{{- define "understudy.pod" -}}
+serviceAccountName: {{ include "understudy.fullname" .root }}
+automountServiceAccountToken: false
+enableServiceLinks: false
+terminationGracePeriodSeconds: {{ add .root.Values.serving.preStopS .root.Values.serving.drainGraceS 10 }}
+securityContext:
+  {{- include "understudy.podSecurity" (dict "user" .user) | nindent 2 }}
+{{- with .root.Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .placement.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .placement.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* Settings as environment variables: key `drainGraceS` under prefix UNDERSTUDY_SERVING becomes
+UNDERSTUDY_SERVING_DRAIN_GRACE_S. Numbers arrive as floats from YAML and leave without exponent. */}}
+{{- define "understudy.env" -}}
+{{- $prefix := .prefix -}}
+{{- range $key, $value := .settings }}
+- name: {{ $prefix }}_{{ $key | snakecase | upper }}
+  {{- if kindIs "map" $value }}
+  valueFrom:
+    {{- toYaml $value | nindent 4 }}
+  {{- else if and (kindIs "float64" $value) (eq (floor $value) $value) }}
+  value: {{ $value | int64 | toString | quote }}
+  {{- else }}
+  value: {{ $value | toString | quote }}
+  {{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* A container of an Understudy service. Takes root, service, settings (all of its fields),
+resources, port, metricsPort; optionally portName, metricsPortName, ports and mounts (further ones, as
+YAML), maxConnectionAgeS and isSidecar. */}}
+{{- define "understudy.container" -}}
+{{- $serving := .root.Values.serving -}}
+- name: {{ .service }}
+  image: {{ include "understudy.image" (dict "image" .root.Values.image "defaultTag" .root.Chart.AppVersion) }}
+  imagePullPolicy: {{ .root.Values.image.pullPolicy }}
+  command: [python, -m, services.{{ .service }}]
+  env:
+    {{- include "understudy.env" (dict "prefix" "UNDERSTUDY_SERVING" "settings" (dict
+          "listen" (printf "0.0.0.0:%s" .port)
+          "metricsListen" (printf "0.0.0.0:%s" .metricsPort)
+          "drainGraceS" $serving.drainGraceS
+          "otlpEndpoint" $serving.otlpEndpoint
+          "traceSampleRatio" $serving.traceSampleRatio
+          "logLevel" $serving.logLevel
+          "maxCallS" $serving.maxCallS
+          "maxConcurrentCalls" $serving.maxConcurrentCalls
+          "maxConnectionAgeS" (.maxConnectionAgeS | default 0)
+          "readyFile" "")) | trim | nindent 4 }}
+    {{- include "understudy.env" (dict "prefix" (printf "UNDERSTUDY_%s" (upper .service)) "settings" .settings) | trim | nindent 4 }}
+  ports:
+    - {name: {{ .portName | default "grpc" }}, containerPort: {{ .port }}}
+    - {name: {{ .metricsPortName | default "metrics" }}, containerPort: {{ .metricsPort }}}
+    {{- with .ports }}
+    {{- . | nindent 4 }}
+    {{- end }}
+  startupProbe:
+    grpc: {port: {{ .port }}}
+    periodSeconds: 2
+    timeoutSeconds: 2
+    failureThreshold: 150
+  # "liveness" is SERVING as long as the process answers: one that is not ready, because a peer is
+  # away or it drains, is not helped by a restart.
+  livenessProbe:
+    grpc: {port: {{ .port }}, service: liveness}
+    periodSeconds: 10
+    timeoutSeconds: 5
+    failureThreshold: 3
+  {{- if .isSidecar }}
+  restartPolicy: Always
+  {{- else }}
+  readinessProbe:
+    grpc: {port: {{ .port }}}
+    periodSeconds: 5
+    timeoutSeconds: 2
+    failureThreshold: 2
+  lifecycle:
+    preStop:
+      sleep: {seconds: {{ $serving.preStopS }}}
+  {{- end }}
+  resources:
+    {{- toYaml .resources | nindent 4 }}
+  securityContext:
+    {{- include "understudy.containerSecurity" . | nindent 4 }}
+  volumeMounts:
+    - {name: tmp, mountPath: /tmp}
+    {{- if .root.Values.weights.existingClaim }}
+    - {name: weights, mountPath: {{ .root.Values.weights.mountPath }}, readOnly: true}
+    {{- end }}
+    {{- with .mounts }}
+    {{- . | nindent 4 }}
+    {{- end }}
+{{- end -}}
+
+{{/* Volumes behind the mounts of understudy.container. Takes the root. */}}
+{{- define "understudy.volumes" -}}
+- name: tmp
+  emptyDir: {sizeLimit: 1Gi}
+{{- with .Values.weights.existingClaim }}
+- name: weights
+  persistentVolumeClaim: {claimName: {{ . }}, readOnly: true}
+{{- end }}
+{{- end -}}

@@ -1,0 +1,51 @@
+"""Gives the chart's tests a Helm; without one they are skipped with the reason, in CI they fail."""
+
+import os
+
+import pytest
+
+from deploy.tools.build_helm import find_helm
+from tests.chart.manifests import CHART, PRESETS, Helm, Manifest, containers_of, pod_of, workloads
+
+
+@pytest.fixture(scope="session")
+def helm() -> Helm:
+    binary = find_helm(os.environ)
+    if binary is None:
+        reason = "needs Helm 3.14 or newer: `make setup` builds it where Go is installed"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return Helm(binary)
+
+
+@pytest.fixture(scope="session")
+def defaults(helm: Helm) -> list[Manifest]:
+    """The chart as it renders without any value set."""
+    return helm.render()
+
+
+@pytest.fixture(scope="session")
+def external(helm: Helm) -> list[Manifest]:
+    """The chart with Redis, weights and keys of one's own."""
+    return helm.render([CHART / "ci" / "external-values.yaml"])
+
+
+@pytest.fixture(scope="session", params=["defaults", *(preset.stem for preset in PRESETS)])
+def manifests(helm: Helm, request: pytest.FixtureRequest) -> list[Manifest]:
+    """The chart as it renders with each set of values in ci/, and without any."""
+    return helm.render([preset for preset in PRESETS if preset.stem == request.param])
+
+
+@pytest.fixture(scope="session")
+def helm_images(helm: Helm, defaults: list[Manifest]) -> dict[str, set[str]]:
+    """The images of all containers, by set of values."""
+    rendered = {"defaults": defaults} | {one.stem: helm.render([one]) for one in PRESETS}
+    return {
+        name: {
+            container["image"]
+            for workload in workloads(manifests)
+            for container in containers_of(pod_of(workload))
+        }
+        for name, manifests in rendered.items()
+    }

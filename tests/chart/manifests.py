@@ -1,0 +1,83 @@
+"""Reads what `helm template` prints: manifests, their pods, and the containers in them."""
+
+import json
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+CHART: Final = Path(__file__).resolve().parents[2] / "charts" / "understudy"
+PRESETS: Final = tuple(sorted((CHART / "ci").glob("*-values.yaml")))
+WORKLOADS: Final = ("Deployment", "StatefulSet")
+
+Manifest = dict[str, Any]
+
+
+class RenderError(Exception):
+    """Helm refused the values; the message is Helm's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Helm:
+    """Renders the chart with one Helm binary."""
+
+    binary: Path
+
+    def run(self, *arguments: str) -> str:
+        """Run Helm and return what it printed. Raises RenderError with what it complained about."""
+        done = subprocess.run(
+            [str(self.binary), *arguments], capture_output=True, text=True, timeout=60, check=False
+        )
+        if done.returncode != 0:
+            raise RenderError(f"{done.stdout}{done.stderr}")
+        return done.stdout
+
+    def render(
+        self, files: Sequence[Path] = (), values: Mapping[str, object] | None = None
+    ) -> list[Manifest]:
+        """Render the chart as release `demo` with values files and further `a.b` values."""
+        flags = [flag for file in files for flag in ("--values", str(file))]
+        flags += [
+            f"--set-json={path}={json.dumps(value)}" for path, value in (values or {}).items()
+        ]
+        text = self.run("template", "demo", str(CHART), "--namespace", "stage", *flags)
+        return [manifest for manifest in yaml.load_all(text, yaml.CSafeLoader) if manifest]
+
+
+def named(manifests: Sequence[Manifest], kind: str, name: str) -> Manifest:
+    """Return the one manifest of a kind and name."""
+    found = [one for one in manifests if (one["kind"], one["metadata"]["name"]) == (kind, name)]
+    assert len(found) == 1, f"{kind} {name}: found {len(found)}"
+    return found[0]
+
+
+def workloads(manifests: Sequence[Manifest]) -> list[Manifest]:
+    """Return the manifests that make pods."""
+    return [manifest for manifest in manifests if manifest["kind"] in WORKLOADS]
+
+
+def pod_of(workload: Manifest) -> Manifest:
+    """Return the pod's spec of a Deployment or StatefulSet."""
+    spec: Manifest = workload["spec"]["template"]["spec"]
+    return spec
+
+
+def containers_of(pod: Manifest) -> list[Manifest]:
+    """Return all containers of a pod, init containers included."""
+    return [*pod.get("initContainers", []), *pod["containers"]]
+
+
+def service_containers(manifests: Sequence[Manifest]) -> Iterator[Manifest]:
+    """Yield the containers that run one of our services."""
+    for workload in workloads(manifests):
+        for container in containers_of(pod_of(workload)):
+            if container["command"][0] == "python":
+                yield container
+
+
+def environment_of(container: Manifest) -> dict[str, str]:
+    """Return a container's variables; a reference to a Secret reads as a placeholder URL."""
+    return {entry["name"]: entry.get("value", "redis://secret:6379") for entry in container["env"]}

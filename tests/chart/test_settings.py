@@ -1,0 +1,66 @@
+"""The chart's environment equals the services' settings, both ways, and the services accept it."""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Final
+
+import pytest
+
+from tests.chart.manifests import Manifest, environment_of, service_containers
+from understudy.serving import ServingSettings
+
+SERVICES: Final = ("attention", "controller", "distiller", "experts", "kvstore", "router")
+
+
+def _settings_of(service: str) -> type[ServingSettings]:
+    """The settings class of a service; like the chassis' own it has `from_env`."""
+    module = importlib.import_module(f"services.{service}.settings")
+    settings: type[ServingSettings]
+    [settings] = [
+        value for name, value in vars(module).items() if name.lower() == f"{service}settings"
+    ]
+    return settings
+
+
+def _variables(prefix: str, settings: type[ServingSettings]) -> set[str]:
+    return {f"{prefix}{field.name.upper()}" for field in fields(settings)}
+
+
+def _environments(manifests: list[Manifest], service: str) -> list[Mapping[str, str]]:
+    return [
+        environment_of(container)
+        for container in service_containers(manifests)
+        if container["name"] == service
+    ]
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_the_variables_of_a_container_are_the_settings_of_its_service(
+    manifests: list[Manifest], service: str
+) -> None:
+    expected = _variables("UNDERSTUDY_SERVING_", ServingSettings) | _variables(
+        f"UNDERSTUDY_{service.upper()}_", _settings_of(service)
+    )
+    for environment in _environments(manifests, service):
+        assert environment.keys() == expected
+
+
+def test_the_default_chart_has_a_container_of_every_service(defaults: list[Manifest]) -> None:
+    assert {container["name"] for container in service_containers(defaults)} == set(SERVICES)
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_service_accepts_the_environment_of_its_container(
+    manifests: list[Manifest], service: str
+) -> None:
+    for environment in _environments(manifests, service):
+        serving = ServingSettings.from_env(environment)
+        assert serving.listen.startswith("0.0.0.0:")
+        assert is_dataclass(_settings_of(service).from_env(environment))
+
+
+def test_no_variable_is_set_twice(manifests: list[Manifest]) -> None:
+    for container in service_containers(manifests):
+        names = [entry["name"] for entry in container["env"]]
+        assert len(names) == len(set(names))

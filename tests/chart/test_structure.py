@@ -1,0 +1,179 @@
+"""The rendered objects hold together: required fields, selectors, references, ports and probes."""
+
+import re
+from typing import Any, Final
+
+import pytest
+
+from tests.chart.manifests import (
+    Manifest,
+    containers_of,
+    environment_of,
+    named,
+    pod_of,
+    service_containers,
+    workloads,
+)
+
+API_VERSIONS: Final = {
+    "Deployment": "apps/v1",
+    "StatefulSet": "apps/v1",
+    "Service": "v1",
+    "ServiceAccount": "v1",
+    "Secret": "v1",
+    "PersistentVolumeClaim": "v1",
+}
+DNS_LABEL: Final = r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?"
+PORT_NAME: Final = r"[a-z0-9]([a-z0-9-]{0,13}[a-z0-9])?"
+
+
+FIELDS: Final[dict[str, type]] = {
+    "spec.replicas": int,
+    "spec.serviceName": str,
+    "spec.selector.matchLabels": dict,
+    "spec.template.metadata.labels": dict,
+    "spec.template.spec.containers": list,
+    "spec.template.spec.terminationGracePeriodSeconds": int,
+    "spec.ports": list,
+    "spec.accessModes": list,
+    "spec.resources.requests.storage": str,
+    "data": dict,
+}
+REQUIRED: Final = {
+    "Deployment": (
+        "spec.replicas",
+        "spec.selector.matchLabels",
+        "spec.template.metadata.labels",
+        "spec.template.spec.containers",
+        "spec.template.spec.terminationGracePeriodSeconds",
+    ),
+    "Service": ("spec.ports",),
+    "ServiceAccount": (),
+    "Secret": ("data",),
+    "PersistentVolumeClaim": ("spec.accessModes", "spec.resources.requests.storage"),
+}
+
+
+def _at(manifest: Manifest, path: str) -> Any:
+    value: Any = manifest
+    for part in path.split("."):
+        value = value[part]
+    return value
+
+
+def test_every_object_has_the_fields_its_kind_requires(manifests: list[Manifest]) -> None:
+    for manifest in manifests:
+        kind = manifest["kind"]
+        assert manifest["apiVersion"] == API_VERSIONS[kind]
+        required = REQUIRED["Deployment" if kind == "StatefulSet" else kind]
+        for path in (*required, *(("spec.serviceName",) if kind == "StatefulSet" else ())):
+            assert isinstance(_at(manifest, path), FIELDS[path]), (manifest["metadata"], path)
+
+
+def test_object_names_are_unique_dns_labels(manifests: list[Manifest]) -> None:
+    names = [(manifest["kind"], manifest["metadata"]["name"]) for manifest in manifests]
+    assert len(names) == len(set(names))
+    assert all(re.fullmatch(DNS_LABEL, name) for _, name in names)
+
+
+def test_selectors_match_the_pods_of_their_own_workload_only(manifests: list[Manifest]) -> None:
+    pods = {
+        workload["metadata"]["name"]: workload["spec"]["template"]["metadata"]["labels"].items()
+        for workload in workloads(manifests)
+    }
+    for workload in workloads(manifests):
+        selector = workload["spec"]["selector"]["matchLabels"].items()
+        selected = [name for name, labels in pods.items() if selector <= labels]
+        assert selected == [workload["metadata"]["name"]]
+    for service in (one for one in manifests if one["kind"] == "Service"):
+        selector = service["spec"]["selector"].items()
+        assert len([name for name, labels in pods.items() if selector <= labels]) == 1, service
+
+
+def test_services_lead_to_ports_that_pods_name(manifests: list[Manifest]) -> None:
+    for service in (one for one in manifests if one["kind"] == "Service"):
+        selector = service["spec"]["selector"].items()
+        [workload] = [
+            one
+            for one in workloads(manifests)
+            if selector <= one["spec"]["template"]["metadata"]["labels"].items()
+        ]
+        ports = [port for one in containers_of(pod_of(workload)) for port in one["ports"]]
+        names = [port["name"] for port in ports]
+        assert len(names) == len(set(names))
+        assert all(re.fullmatch(PORT_NAME, name) for name in names)
+        assert {port["targetPort"] for port in service["spec"]["ports"]} <= set(names)
+
+
+def test_services_answer_grpc_probes_on_the_port_they_listen_on(manifests: list[Manifest]) -> None:
+    for container in service_containers(manifests):
+        listen = environment_of(container)["UNDERSTUDY_SERVING_LISTEN"]
+        port = int(listen.rpartition(":")[2])
+        assert port in [one["containerPort"] for one in container["ports"]]
+        for probe in ("startupProbe", "livenessProbe"):
+            assert container[probe]["grpc"]["port"] == port
+        if container["name"] != "kvstore":
+            assert container["readinessProbe"]["grpc"] == {"port": port}
+
+
+def test_liveness_does_not_ask_whether_a_service_is_ready(manifests: list[Manifest]) -> None:
+    for container in service_containers(manifests):
+        assert container["livenessProbe"]["grpc"]["service"] == "liveness"
+
+
+def test_the_kvstore_is_a_native_sidecar_that_cannot_hold_up_its_worker(
+    manifests: list[Manifest],
+) -> None:
+    attention = [
+        one for one in workloads(manifests) if one["metadata"]["name"].endswith("attention")
+    ]
+    assert attention
+    for workload in attention:
+        [sidecar] = pod_of(workload)["initContainers"]
+        assert sidecar["name"] == "kvstore"
+        assert sidecar["restartPolicy"] == "Always"
+        assert "startupProbe" in sidecar
+        assert "readinessProbe" not in sidecar
+        [worker] = pod_of(workload)["containers"]
+        kvstore = environment_of(worker)["UNDERSTUDY_ATTENTION_KVSTORE"]
+        assert (
+            kvstore.rpartition(":")[2]
+            == (environment_of(sidecar)["UNDERSTUDY_SERVING_LISTEN"].rpartition(":")[2])
+        )
+
+
+def test_mounts_name_volumes_of_their_pod(manifests: list[Manifest]) -> None:
+    for workload in workloads(manifests):
+        pod = pod_of(workload)
+        claimed = [claim["metadata"] for claim in workload["spec"].get("volumeClaimTemplates", [])]
+        volumes = {volume["name"] for volume in [*pod.get("volumes", []), *claimed]}
+        mounted = {mount["name"] for one in containers_of(pod) for mount in one["volumeMounts"]}
+        assert mounted == volumes
+
+
+def test_images_follow_the_values(helm_images: dict[str, set[str]]) -> None:
+    assert helm_images["defaults"] == {"understudy:0.1.0", "valkey/valkey:8.1-alpine"}
+    assert helm_images["external-values"] == {
+        f"registry.example.com/understudy@sha256:{'0123456789abcdef' * 4}"
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("Deployment", "demo-understudy-router"),
+        ("StatefulSet", "demo-understudy-slm-attention"),
+        ("StatefulSet", "demo-understudy-llm-attention"),
+        ("StatefulSet", "demo-understudy-llm-experts"),
+        ("Deployment", "demo-understudy-controller"),
+        ("Deployment", "demo-understudy-distiller"),
+        ("StatefulSet", "demo-understudy-redis-kv"),
+        ("StatefulSet", "demo-understudy-redis-control"),
+    ],
+)
+def test_the_default_chart_runs_every_service(
+    defaults: list[Manifest], kind: str, name: str
+) -> None:
+    workload = named(defaults, kind, name)
+    assert workload["spec"]["replicas"] >= 1
+    assert len(workloads(defaults)) == 8

@@ -1,0 +1,150 @@
+"""values.yaml is documented, its schema refuses typos, and every value reaches a manifest."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import pytest
+import yaml
+
+from deploy.tools.chart_docs import CHART as DOCUMENTED_CHART
+from deploy.tools.chart_docs import make_files
+from tests.chart.manifests import CHART, PRESETS, Helm, RenderError
+
+VALUES: Final[Mapping[str, Any]] = yaml.safe_load((CHART / "values.yaml").read_text())
+TYPOS: Final = (
+    "rooter",
+    "serving.drainGrace",
+    "router.settings.requestTimeout",
+    "attention.setings",
+    "attention.settings.tokenBudgets",
+    "experts.settings.credit",
+    "kvstore.settings.bytes",
+    "redis.kv.url",
+    "redis.control.persistance",
+    "distiller.persistence.sise",
+)
+WRONG: Final[tuple[tuple[str, object], ...]] = (
+    ("router.replicas", "two"),
+    ("router.replicas", 0),
+    ("serving.logLevel", "loud"),
+    ("serving.traceSampleRatio", 2),
+    ("image.digest", "sha256:short"),
+    ("redis.kv.maxMemory", "much"),
+    ("pools", []),
+    ("pools", [{"name": "llm", "model": "smollm2", "ffn": "fused"}]),
+    ("pools", [{"name": "slm", "modelName": "m", "model": "smollm2", "ffn": "fused"}]),
+    ("pools", [{"name": "LLM", "modelName": "m", "model": "smollm2", "ffn": "fused"}]),
+    ("pools", [{"name": "llm", "modelName": "m", "model": "smollm2", "ffn": "both"}]),
+    ("pools", [{"name": "llm", "modelName": "m", "model": "m", "ffn": "fused", "atention": {}}]),
+)
+
+
+def test_the_readme_and_the_schema_are_up_to_date() -> None:
+    assert DOCUMENTED_CHART == CHART
+    for path, text in make_files(CHART).items():
+        assert path.read_text() == text, f"{path.name} is stale: run deploy/tools/chart_docs.py"
+
+
+@pytest.mark.parametrize("preset", [None, *PRESETS], ids=lambda preset: preset and preset.stem)
+def test_helm_lint_has_no_complaint(helm: Helm, preset: Any) -> None:
+    flags = ["--values", str(preset)] if preset else []
+    assert "0 chart(s) failed" in helm.run("lint", str(CHART), "--strict", *flags)
+
+
+@pytest.mark.parametrize("path", TYPOS)
+def test_a_typo_is_refused_by_name(helm: Helm, path: str) -> None:
+    with pytest.raises(RenderError, match=path.rpartition(".")[2]):
+        helm.render(values={path: 1})
+
+
+@pytest.mark.parametrize(("path", "value"), WRONG)
+def test_a_value_out_of_range_is_refused(helm: Helm, path: str, value: object) -> None:
+    with pytest.raises(RenderError, match=path.partition(".")[0]):
+        helm.render(values={path: value})
+
+
+BUILT_IN: Final[Mapping[str, object]] = {
+    "fullnameOverride": "marker1",
+    "image.repository": "marker2",
+    "image.tag": "marker3",
+    "image.pullPolicy": "Never",
+    "imagePullSecrets": [{"name": "marker4"}],
+    "attention.replicas": 7,
+    "experts.replicas": 8,
+    "router.replicas": 9,
+    "controller.settings.probeIntervalS": 31.5,
+    "controller.settings.probeTimeoutS": 32.5,
+    "serving.drainGraceS": 599,
+    "serving.preStopS": 59,
+    "serving.otlpEndpoint": "marker5",
+    "serving.traceSampleRatio": 0.123,
+    "serving.maxCallS": 10006,
+    "serving.maxConcurrentCalls": 10007,
+    "serving.logLevel": "debug",
+    "weights.existingClaim": "marker8",
+    "weights.mountPath": "/marker9",
+    "router.service.type": "NodePort",
+    "redis.image.repository": "marker10",
+    "redis.image.tag": "marker11",
+    "redis.kv.maxMemory": "12mb",
+    "redis.control.maxMemory": "13mb",
+}
+EXTERNAL: Final[Mapping[str, object]] = {
+    "image.digest": f"sha256:{'1' * 64}",
+    "redis.image.digest": f"sha256:{'2' * 64}",
+    "router.keysSecret": "marker14",
+    "distiller.persistence.existingClaim": "marker15",
+    "redis.kv.externalSecret": "marker16",
+}
+URLS: Final[Mapping[str, object]] = {
+    "redis.kv.externalUrl": "redis://marker17",
+    "redis.control.externalUrl": "redis://marker18",
+}
+CONTROL_SECRET: Final[Mapping[str, object]] = {"redis.control.externalSecret": "marker19"}
+SPECIAL: Final = frozenset({*BUILT_IN, *EXTERNAL, *URLS, *CONTROL_SECRET, "pools"})
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value and key != "resources":
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _marker(ordinal: int, path: str, default: object) -> object:
+    """A value of the default's type that appears nowhere else in the manifests."""
+    text = f"marker{ordinal}"
+    if path.endswith(".resources"):
+        return {"requests": {"cpu": text, "memory": text}, "limits": {"memory": text}}
+    if isinstance(default, list):
+        return [{"key": text, "operator": "Exists"}]
+    if isinstance(default, dict):
+        return {text: "true"}
+    if isinstance(default, str):
+        return text
+    return (20_000_000 if path.endswith("Bytes") else 20_000) + ordinal
+
+
+def _marks(value: object) -> str:
+    """What must be found in the manifests for a value to have reached them."""
+    if isinstance(value, list):
+        return str(next(iter(value[0].values())))
+    if isinstance(value, dict):
+        first = next(iter(value.items()))
+        return str(first[1]["cpu"] if first[0] == "requests" else first[0])
+    return str(value)
+
+
+def test_every_value_reaches_a_manifest(helm: Helm) -> None:
+    markers = {
+        path: _marker(100 + ordinal, path, default)
+        for ordinal, (path, default) in enumerate(_leaves(VALUES))
+        if path not in SPECIAL
+    }
+    pools = [{"name": "llm", "modelName": "m", "model": "m", "ffn": "remote"}]
+    for values in ({**markers, **BUILT_IN, "pools": pools}, EXTERNAL, URLS, CONTROL_SECRET):
+        text = json.dumps(helm.render(values=values))
+        unread = [path for path, value in values.items() if _marks(value) not in text]
+        assert not [path for path in unread if path != "pools"], "no template reads these"
