@@ -47,7 +47,7 @@ class UnderstudyError(Exception):
 
 
 class InvalidArgument(UnderstudyError):
-    """The request is malformed; `metadata["field"]` names the offending field where one is known."""
+    """The request is malformed; `metadata["field"]` names the offending field where known."""
 
     code = "INVALID_ARGUMENT"
     reason = "INVALID_ARGUMENT"

@@ -108,6 +108,11 @@ class RemoteExperts:
         """Whether every shard of every layer has a connected worker."""
         return self._ready.is_set()
 
+    @property
+    def num_connected(self) -> int:
+        """Expert workers with an open stream."""
+        return self._dispatcher.num_connected
+
     def start(self, timeout_s: float = 30.0) -> None:
         """Connect, and wait until the pool is complete.
 

@@ -105,6 +105,11 @@ class Dispatcher:
         self._stale_until_s = 0.0
         self.placement = Placement(0, ())
 
+    @property
+    def num_connected(self) -> int:
+        """Open streams."""
+        return len(self._links)
+
     def place(self, placement: Placement) -> None:
         """Go by a newer table from now on."""
         self.placement = placement

@@ -27,7 +27,15 @@ LEAST_ALLOWED_MASS: Final = 1e-7
 class ModelRunner:
     """`Runner` and `BlockContents` over a transformer and its paged KV."""
 
-    def __init__(self, model: Transformer, kv: PagedKv, adapters: Mapping[str, Adapter]) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        kv: PagedKv,
+        adapters: Mapping[str, Adapter],
+        num_tokens: int,
+    ) -> None:
+        """Only the first `num_tokens` ids are chosen: those the tokenizer has a text for."""
+        self._num_tokens = num_tokens
         self._model = model
         self._kv = kv
         self._adapters = adapters
@@ -96,7 +104,7 @@ class ModelRunner:
         sequences = [chunk.sequence for chunk in chunks]
         params = [sequence.submission.params for sequence in sequences]
         sampled = sample(
-            self._model.logits(hidden),
+            self._model.logits(hidden)[:, : self._num_tokens],
             [SamplingParams(p.temperature, p.top_k, p.top_p) for p in params],
             [p.seed for p in params],
             [len(sequence.tokens) for sequence in sequences],

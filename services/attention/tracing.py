@@ -14,6 +14,7 @@ from opentelemetry.trace import (
     Status,
     StatusCode,
     Tracer,
+    get_current_span,
     set_span_in_context,
 )
 
@@ -39,11 +40,12 @@ class SequenceTrace:
     """The spans of one sequence, open until `finish` or `fail`."""
 
     def __init__(self, tracer: Tracer, sequence: Sequence) -> None:
-        parent = sequence.submission.traceparent
+        parent = remote_context(sequence.submission.traceparent)
         self._tracer = tracer
+        # Without a parent the span would become the root of a trace of its own.
         self._span: Span = (
-            tracer.start_span(names.ATTENTION_SEQUENCE, context=remote_context(parent))
-            if parent
+            tracer.start_span(names.ATTENTION_SEQUENCE, context=parent)
+            if get_current_span(parent).get_span_context().is_valid
             else INVALID_SPAN
         )
         self._phases: dict[str, _Phase] = {}

@@ -191,7 +191,7 @@ def _make_core(
 ) -> EngineCore:
     blocks = BlockManager(served.kv.num_blocks, served.kv.block_size)
     keys = ChainKeys(served.kv_digests, served.kv.block_size)
-    runner = ModelRunner(served.model, served.kv, served.adapters)
+    runner = ModelRunner(served.model, served.kv, served.adapters, served.tokenizer.vocab_size)
     sharing = None
     if tier is not None:
         sharing = Sharing(

@@ -75,6 +75,11 @@ class Examples(Sequence[Example]):
             }
         )
 
+    @classmethod
+    def joined(cls, parts: Sequence[Examples]) -> Examples:
+        """Return all examples of all parts, in order."""
+        return cls({name: _chained(name, [part.arrays[name] for part in parts]) for name in _ARRAYS})
+
     def save(self, path: Path) -> None:
         """Write the arrays to one npz file, atomically."""
         staging = path.with_suffix(".tmp.npz")
@@ -151,6 +156,13 @@ def _allowed(bitmask: bytes) -> Int32:
 
 def _span(ends: Int32, index: int) -> tuple[int, int]:
     return (int(ends[index - 1]) if index else 0, int(ends[index]))
+
+
+def _chained(name: str, parts: Sequence[Int32]) -> Int32:
+    if not name.endswith("_ends"):
+        return _joined(parts)
+    offsets = np.cumsum([0, *(int(part[-1]) for part in parts[:-1])])
+    return _joined([part + np.int32(offset) for part, offset in zip(parts, offsets, strict=True)])
 
 
 def _joined(parts: Sequence[Int32]) -> Int32:

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from services.distiller.batches import Batch
-from understudy.model.adapter import PROJECTIONS, Adapter
 from understudy.model.attention import PackedCausal
 from understudy.model.config import ModelConfig
 from understudy.model.ffn import LocalExperts, Gates, PendingHidden
@@ -45,17 +44,6 @@ def student_config(teacher: ModelConfig, shape: StudentShape) -> ModelConfig:
         max_positions=1024,
         num_ffn_shards=1,
     )
-
-
-def merge_adapter(config: ModelConfig, weights: Mapping[str, Tensor], adapter: Adapter) -> Weights:
-    """Return the weights with the adapter's change added to the attention projections."""
-    merged = dict(weights)
-    for layer in range(config.num_layers):
-        for projection in PROJECTIONS:
-            name = f"model.layers.{layer}.self_attn.{projection}.weight"
-            down, up = adapter.factors(layer, projection)
-            merged[name] = weights[name] + adapter.scale * (up.detach() @ down.detach())
-    return merged
 
 
 @torch.no_grad()

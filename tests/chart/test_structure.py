@@ -1,9 +1,10 @@
 """The rendered objects hold together: required fields, selectors, references, ports and probes."""
 
 import re
-from typing import Any, Final
+from typing import Final
 
 import pytest
+from kubernetes import client
 
 from tests.chart.manifests import (
     Manifest,
@@ -15,59 +16,25 @@ from tests.chart.manifests import (
     workloads,
 )
 
-API_VERSIONS: Final = {
-    "Deployment": "apps/v1",
-    "StatefulSet": "apps/v1",
-    "Service": "v1",
-    "ServiceAccount": "v1",
-    "Secret": "v1",
-    "PersistentVolumeClaim": "v1",
+MODELS: Final = {
+    ("v1", "PersistentVolumeClaim"): client.V1PersistentVolumeClaim,
+    ("v1", "Secret"): client.V1Secret,
+    ("v1", "Service"): client.V1Service,
+    ("v1", "ServiceAccount"): client.V1ServiceAccount,
+    ("apps/v1", "Deployment"): client.V1Deployment,
+    ("apps/v1", "StatefulSet"): client.V1StatefulSet,
 }
 DNS_LABEL: Final = r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?"
 PORT_NAME: Final = r"[a-z0-9]([a-z0-9-]{0,13}[a-z0-9])?"
 
 
-FIELDS: Final[dict[str, type]] = {
-    "spec.replicas": int,
-    "spec.serviceName": str,
-    "spec.selector.matchLabels": dict,
-    "spec.template.metadata.labels": dict,
-    "spec.template.spec.containers": list,
-    "spec.template.spec.terminationGracePeriodSeconds": int,
-    "spec.ports": list,
-    "spec.accessModes": list,
-    "spec.resources.requests.storage": str,
-    "data": dict,
-}
-REQUIRED: Final = {
-    "Deployment": (
-        "spec.replicas",
-        "spec.selector.matchLabels",
-        "spec.template.metadata.labels",
-        "spec.template.spec.containers",
-        "spec.template.spec.terminationGracePeriodSeconds",
-    ),
-    "Service": ("spec.ports",),
-    "ServiceAccount": (),
-    "Secret": ("data",),
-    "PersistentVolumeClaim": ("spec.accessModes", "spec.resources.requests.storage"),
-}
-
-
-def _at(manifest: Manifest, path: str) -> Any:
-    value: Any = manifest
-    for part in path.split("."):
-        value = value[part]
-    return value
-
-
-def test_every_object_has_the_fields_its_kind_requires(manifests: list[Manifest]) -> None:
+def test_every_object_has_the_fields_and_types_of_the_kubernetes_api(
+    manifests: list[Manifest],
+) -> None:
+    # The client's models are made from the API's OpenAPI description and forbid unknown fields.
     for manifest in manifests:
-        kind = manifest["kind"]
-        assert manifest["apiVersion"] == API_VERSIONS[kind]
-        required = REQUIRED["Deployment" if kind == "StatefulSet" else kind]
-        for path in (*required, *(("spec.serviceName",) if kind == "StatefulSet" else ())):
-            assert isinstance(_at(manifest, path), FIELDS[path]), (manifest["metadata"], path)
+        model = MODELS[manifest["apiVersion"], manifest["kind"]]
+        assert model.model_validate(manifest).metadata.name == manifest["metadata"]["name"]
 
 
 def test_object_names_are_unique_dns_labels(manifests: list[Manifest]) -> None:

@@ -1,5 +1,7 @@
 """Services find each other: every address in the environment is one that the chart serves."""
 
+import base64
+import hashlib
 import json
 import re
 from typing import Final
@@ -148,3 +150,22 @@ def test_a_release_name_too_long_for_object_names_is_refused_with_the_remedy(hel
     with pytest.raises(RenderError, match="set fullnameOverride to a shorter one"):
         helm.run("template", release, str(CHART))
     assert helm.run("template", release, str(CHART), "--set", "fullnameOverride=short")
+
+
+def test_the_router_gets_the_digest_of_the_key_that_callers_get(defaults: list[Manifest]) -> None:
+    [secret] = [one for one in defaults if one["kind"] == "Secret"]
+    values = {name: base64.b64decode(value) for name, value in secret["data"].items()}
+    digest = hashlib.sha256(values["api-key"]).hexdigest()
+    assert json.loads(values["api-keys.json"]) == [{"tenant": "default", "sha256": digest}]
+    assert len(base64.b64decode(values["journal-key"], validate=True)) == 32
+    assert len(values["tenant-secret"]) >= 32
+
+
+def test_the_router_pod_mounts_exactly_the_keys_it_reads(defaults: list[Manifest]) -> None:
+    router = named(defaults, "Deployment", "demo-understudy-router")
+    [volume] = [one for one in pod_of(router)["volumes"] if one["name"] == "keys"]
+    mounted = {f"@/etc/understudy/keys/{item['path']}" for item in volume["secret"]["items"]}
+    [environment] = _environments(defaults, "router")
+    read = {value for name, value in environment.items() if value.startswith("@")}
+    assert read == mounted
+    assert volume["secret"]["secretName"] == "demo-understudy-keys"

@@ -68,7 +68,9 @@ class Processes:
             child.kill()
 
 
-def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = START_TIMEOUT_S) -> None:
+def wait_until(
+    condition: Callable[[], bool], what: str, timeout_s: float = START_TIMEOUT_S
+) -> None:
     """Wait for a condition that no event announces; fail with a sentence when it never holds."""
     pause = threading.Event()
     for _ in range(int(timeout_s / POLL_S)):

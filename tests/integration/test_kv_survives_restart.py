@@ -16,7 +16,8 @@ def test_restarted_worker_takes_a_long_prefix_from_the_store(
     processes: Processes, smollm2: Path, tmp_path: Path
 ) -> None:
     port = free_port()
-    argv = (valkey_binary(), "--bind", LOOPBACK, "--port", str(port), "--save", "", "--dir", str(tmp_path))
+    listen = ("--bind", LOOPBACK, "--port", str(port))
+    argv = (valkey_binary(), *listen, "--save", "", "--dir", str(tmp_path))
     valkey = Child(argv, child_environment({}), tmp_path / "valkey.log")
     try:
         kvstore = processes.start("kvstore", redis=f"redis://{LOOPBACK}:{port}/0")

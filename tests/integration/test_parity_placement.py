@@ -79,9 +79,7 @@ def tokens_from(attention: Running, expected: Expected, **hooks: object) -> list
 def test_fused_worker_gives_the_tokens_of_transformers(
     processes: Processes, smollm2: Path, expected: Expected
 ) -> None:
-    attention = processes.start(
-        "attention", model=str(smollm2), model_name="smollm2", threads="1"
-    )
+    attention = processes.start("attention", model=str(smollm2), model_name="smollm2", threads="1")
     assert tokens_from(attention, expected) == expected.tokens
 
 

@@ -104,7 +104,7 @@ def _to_attempt(attempt: types_pb2.Attempt) -> Attempt:
         confidence=attempt.confidence if attempt.HasField("confidence") else None,
         computed_positions=attempt.computed_positions,
         cost=attempt.cost,
-        duration_s=attempt.duration_s,
+        duration_s=attempt.duration.ToTimedelta().total_seconds(),
         verdicts=tuple(
             Verdict(verdict.verifier, verdict.is_passed, verdict.detail)
             for verdict in attempt.verdicts

@@ -77,7 +77,7 @@ class SliceSelector:
     """Name of the port."""
 
 
-class VersionExpired(Unavailable):  # noqa: N818  # an outcome of the protocol, like its siblings
+class VersionExpired(Unavailable):
     """The API server no longer knows the version to watch from: list again."""
 
 

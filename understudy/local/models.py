@@ -12,6 +12,7 @@ from typing import Final
 import understudy
 from understudy.errors import FailedPrecondition
 from understudy.local.settings import PREFIX, LocalSettings
+from understudy.registry import MANIFEST, read_version
 
 BUNDLED: Final = "smollm2"
 BUNDLED_FILE: Final = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -27,6 +28,7 @@ class LocalModels:
     llm: str
     adapters: tuple[str, ...]
     slm: Path
+    slm_name: str
     tokenizer: Path
 
 
@@ -45,12 +47,14 @@ def find_models(settings: LocalSettings, root: Path) -> LocalModels:
     """Resolve the models that `settings` names. Raises FailedPrecondition for a missing one."""
     shipped = root / "models"
     slm = settings.slm or shipped / _SLM_DIR
-    _require(slm / "tokenizer.json", "the SLM", f"{PREFIX}SLM")
+    for name in (MANIFEST, "config.json", "tokenizer.json"):
+        _require(slm / name, "the SLM", f"{PREFIX}SLM")
     llm = _find_llm(settings.llm)
     return LocalModels(
         llm=llm,
         adapters=settings.llm_adapters or (f"{ADAPTER}={_find_adapter(shipped / _ADAPTER_DIR)}",),
         slm=slm.resolve(),
+        slm_name=read_version(slm).name,
         tokenizer=slm.resolve() / "tokenizer.json",
     )
 

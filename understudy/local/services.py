@@ -126,7 +126,7 @@ def _traces(site: Site) -> Service:
 
 def _kvstore(site: Site) -> Service:
     def settings(ports: Ports) -> dict[str, str]:
-        return {"UNDERSTUDY_KVSTORE_REDIS": site.settings.kv_redis or _redis(ports, "redis-kv")}
+        return {"UNDERSTUDY_KVSTORE_REDIS_URL": site.settings.kv_redis or _redis(ports, "redis-kv")}
 
     needs = _own_redis(site.settings.kv_redis, "redis-kv")
     return _service(site, "kvstore", "kvstore", needs, settings)
@@ -152,7 +152,7 @@ def _attention_slm(site: Site) -> Service:
     def settings(ports: Ports) -> dict[str, str]:
         return {
             "UNDERSTUDY_ATTENTION_MODEL": str(site.models.slm),
-            "UNDERSTUDY_ATTENTION_MODEL_NAME": site.settings.slm_name,
+            "UNDERSTUDY_ATTENTION_MODEL_NAME": site.models.slm_name,
             "UNDERSTUDY_ATTENTION_POOL": "slm",
             "UNDERSTUDY_ATTENTION_KVSTORE": f"{LOOPBACK}:{ports['kvstore']}",
             "UNDERSTUDY_ATTENTION_THREADS": "1",

@@ -32,9 +32,7 @@ class LocalSettings:
     llm_adapters: tuple[str, ...] = ()
     """LoRA adapters of the LLM, each as `name=path`; empty takes those that ship."""
     slm: Path | None = None
-    """Directory of the SLM with its calibrator; unset takes the one that ships."""
-    slm_name: str = "understudy-slm-snips"
-    """Public name of the SLM."""
+    """Version directory of the SLM with its manifest; unset takes the one that ships."""
     start_timeout_s: float = 180.0
     """Longest wait for one service to become ready."""
     stop_timeout_s: float = 15.0

@@ -45,7 +45,9 @@ class Adapter:
     @cached_property
     def digest(self) -> str:
         """SHA-256 (hex) of base, rank, alpha and every tensor; the name is only a label."""
-        state = hashlib.sha256(f"{FORMAT}|{self.base_digest}|{self.rank}|{float(self.alpha)}".encode())
+        state = hashlib.sha256(
+            f"{FORMAT}|{self.base_digest}|{self.rank}|{float(self.alpha)}".encode()
+        )
         for key in sorted(self.tensors):
             state.update(f"|{key}|".encode())
             state.update(self.tensors[key].detach().float().contiguous().numpy().tobytes())

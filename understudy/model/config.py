@@ -191,30 +191,48 @@ class ModelConfig:
 
 def _check(config: ModelConfig) -> None:
     _refuse_unknown_family(config.family)
-    sizes = ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim")
-    for name in (*sizes, "ffn_size", "max_positions", "num_ffn_shards"):
-        _require(config, name, 0 < getattr(config, name) < MAX_DIMENSION, "is out of range")
-    embedding_is_sane = config.embedding_size is None or 0 < config.embedding_size < MAX_DIMENSION
-    _require(config, "embedding_size", embedding_is_sane, "is out of range")
-    _require(config, "head_dim", config.head_dim % 2 == 0, "must be even for rotary positions")
-    heads_divide = config.num_heads % config.num_kv_heads == 0
-    _require(config, "num_kv_heads", heads_divide, f"must divide num_heads {config.num_heads}")
+    for name, size in (
+        ("vocab_size", config.vocab_size),
+        ("hidden_size", config.hidden_size),
+        ("num_layers", config.num_layers),
+        ("num_heads", config.num_heads),
+        ("num_kv_heads", config.num_kv_heads),
+        ("head_dim", config.head_dim),
+        ("ffn_size", config.ffn_size),
+        ("max_positions", config.max_positions),
+        ("num_ffn_shards", config.num_ffn_shards),
+        ("embedding_size", config.embedding_width),
+    ):
+        _require(name, size, "is out of range", is_met=0 < size < MAX_DIMENSION)
+    head_dim, num_kv_heads = config.head_dim, config.num_kv_heads
+    _require("head_dim", head_dim, "must be even for rotary positions", is_met=head_dim % 2 == 0)
+    heads_divide = config.num_heads % num_kv_heads == 0
+    problem = f"must divide num_heads {config.num_heads}"
+    _require("num_kv_heads", num_kv_heads, problem, is_met=heads_divide)
     if config.is_moe:
-        _require(config, "num_experts", config.family == "mixtral", "does not fit the family")
-        top = 0 < config.num_experts_per_token <= config.num_experts < 1 << 16
-        _require(config, "num_experts_per_token", top, f"exceeds {config.num_experts} experts")
-    sharded, what = (
-        (config.num_experts, "num_experts") if config.is_moe else (config.ffn_size, "ffn_size")
+        _check_experts(config)
+    what, sharded = (
+        ("num_experts", config.num_experts) if config.is_moe else ("ffn_size", config.ffn_size)
     )
     shards_divide = sharded % config.num_ffn_shards == 0
-    _require(config, "num_ffn_shards", shards_divide, f"must divide {what} {sharded}")
+    problem = f"must divide {what} {sharded}"
+    _require("num_ffn_shards", config.num_ffn_shards, problem, is_met=shards_divide)
 
 
-def _require(config: ModelConfig, name: str, is_met: bool, problem: str) -> None:
+def _check_experts(config: ModelConfig) -> None:
+    num_experts, num_active = config.num_experts, config.num_experts_per_token
+    has_gate = config.family == "mixtral"
+    _require("num_experts", num_experts, "does not fit the family", is_met=has_gate)
+    # Expert ids travel as 16-bit integers.
+    _require("num_experts", num_experts, "is out of range", is_met=num_experts < 1 << 16)
+    is_met = 0 < num_active <= num_experts
+    problem = f"must lie between 1 and {num_experts} experts"
+    _require("num_experts_per_token", num_active, problem, is_met=is_met)
+
+
+def _require(name: str, value: int, problem: str, *, is_met: bool) -> None:
     if not is_met:
-        raise FailedPrecondition(
-            f"The model config's {name} {getattr(config, name)} {problem}.", {"key": name}
-        )
+        raise FailedPrecondition(f"The model config's {name} {value} {problem}.", {"key": name})
 
 
 def _refuse_unknown_family(family: str) -> None:

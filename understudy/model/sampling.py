@@ -33,15 +33,15 @@ class SamplingParams:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        for field, is_met, limit in (
-            ("temperature", 0.0 <= self.temperature < math.inf, "at least 0 and finite"),
-            ("top_k", self.top_k >= 0, "at least 0 (0 keeps every token)"),
-            ("top_p", 0.0 < self.top_p <= 1.0, "above 0 and at most 1"),
+        is_finite = 0.0 <= self.temperature < math.inf
+        for field, value, limit, is_met in (
+            ("temperature", self.temperature, "at least 0 and finite", is_finite),
+            ("top_k", self.top_k, "at least 0 (0 keeps every token)", self.top_k >= 0),
+            ("top_p", self.top_p, "above 0 and at most 1", 0.0 < self.top_p <= 1.0),
         ):
             if not is_met:
                 raise InvalidArgument(
-                    f"{field} {getattr(self, field)} is out of range; it must be {limit}.",
-                    {"field": field},
+                    f"{field} {value} is out of range; it must be {limit}.", {"field": field}
                 )
 
 

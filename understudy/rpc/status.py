@@ -32,12 +32,10 @@ from understudy.errors import (
 from understudy.rpc.metadata import REQUEST_ID_KEY, find
 
 STATUS_KEY: Final = "grpc-status-details-bin"
-MAX_STATUS_BYTES: Final = 7 * 1024
-"""Below the 8 KiB that gRPC allows for all trailing metadata together."""
-
-_MAX_MESSAGE_CHARS: Final = 2048
-_MAX_METADATA_CHARS: Final = 256
-_MAX_METADATA_ENTRIES: Final = 8
+MAX_MESSAGE_BYTES: Final = 768
+MAX_VALUE_BYTES: Final = 256
+MAX_METADATA_BYTES: Final = 1200
+"""Together with base64 and percent encoding these stay below gRPC's 8 KiB of trailing metadata."""
 
 _BY_CODE: Final[Mapping[str, type[UnderstudyError]]] = {
     "INVALID_ARGUMENT": InvalidArgument,
@@ -72,11 +70,8 @@ def to_status(error: UnderstudyError) -> status_pb2.Status:
 
     Messages and metadata are cut to what fits into trailing metadata.
     """
-    metadata = {
-        key: value[:_MAX_METADATA_CHARS]
-        for key, value in list(error.metadata.items())[:_MAX_METADATA_ENTRIES]
-    }
-    message = error.message[:_MAX_MESSAGE_CHARS]
+    metadata = _bounded(error.metadata)
+    message = _cut(error.message, MAX_MESSAGE_BYTES)
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata)
     details = [_packed(info)]
     if isinstance(error, InvalidArgument) and "field" in metadata:
@@ -153,6 +148,23 @@ def _attached(trailing: Iterable[tuple[str, str | bytes]]) -> UnderstudyError | 
             except DecodeError:
                 return None
     return None
+
+
+def _bounded(metadata: Mapping[str, str]) -> dict[str, str]:
+    """The entries that fit, the request id first; long values are cut."""
+    kept: dict[str, str] = {}
+    left = MAX_METADATA_BYTES
+    for key, value in sorted(metadata.items(), key=lambda entry: entry[0] != "request_id"):
+        short = _cut(value, MAX_VALUE_BYTES)
+        left -= len(key.encode("utf-8", "replace")) + len(short.encode())
+        if left < 0:
+            break
+        kept[_cut(key, MAX_VALUE_BYTES)] = short
+    return kept
+
+
+def _cut(text: str, max_bytes: int) -> str:
+    return text.encode("utf-8", "replace")[:max_bytes].decode("utf-8", "ignore")
 
 
 def _packed(detail: Message) -> any_pb2.Any:

@@ -98,12 +98,12 @@ async def _announce(
     while not health.is_ready:
         await ready.wait()
         ready.clear()
+    if settings.ready_file is not None:
+        write_ready_file(settings.ready_file, service.port, service.metrics_port)
     _log.info(
         f"Ready on {service.address}.",
         extra={"port": service.port, "metrics_port": service.metrics_port},
     )
-    if settings.ready_file is not None:
-        write_ready_file(settings.ready_file, service.port, service.metrics_port)
 
 
 def _set_on(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:

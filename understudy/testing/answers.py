@@ -81,9 +81,9 @@ class FakeAnswer:
 
 def encode_started(request_id: str, resume_token: str, time_left_s: float) -> router_pb2.Started:
     """Return the first event on the wire."""
-    time_left = Duration()
-    time_left.FromNanoseconds(int(time_left_s * 1e9))
-    return router_pb2.Started(request_id=request_id, resume_token=resume_token, time_left=time_left)
+    return router_pb2.Started(
+        request_id=request_id, resume_token=resume_token, time_left=_duration(time_left_s)
+    )
 
 
 def encode_model(model: Model) -> router_pb2.Model:
@@ -116,7 +116,7 @@ def _encode_decision(decision: Decision) -> types_pb2.Decision:
                 confidence=attempt.confidence,
                 computed_positions=attempt.computed_positions,
                 cost=attempt.cost,
-                duration_s=attempt.duration_s,
+                duration=_duration(attempt.duration_s),
                 verdicts=[
                     types_pb2.Verdict(
                         verifier=verdict.verifier,
@@ -134,3 +134,9 @@ def _encode_decision(decision: Decision) -> types_pb2.Decision:
         trace_id=decision.trace_id,
         is_resumable=decision.is_resumable,
     )
+
+
+def _duration(seconds: float) -> Duration:
+    duration = Duration()
+    duration.FromNanoseconds(round(seconds * 1e9))
+    return duration

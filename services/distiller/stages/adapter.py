@@ -35,11 +35,12 @@ def train_adapter(workshop: Workshop) -> None:
     def loss(batch: Batch, step: int) -> torch.Tensor:
         return losses.sft(scorer.logits(batch), batch.targets, batch.allowed, OPEN_SHARE)
 
-    batches = Batches(train_examples(workshop), BATCH_SIZE, PARAMS.seed)
-    trainer = Trainer(adapter.tensors, loss, batches, PARAMS, workshop.directory / "adapter")
+    params = workshop.changes.apply(PARAMS)
+    batches = Batches(train_examples(workshop), BATCH_SIZE, params.seed)
+    trainer = Trainer(adapter.tensors, loss, batches, params, workshop.directory / "adapter")
     trainer.resume()
-    with workshop.progress("training the adapter", PARAMS.num_steps) as report:
-        trainer.run(lambda step, value: report(step, f"loss {value:.3f}"))
+    with workshop.display.task("adapter", params.num_steps) as report:
+        trainer.run(report)
     folder = workshop.directory / "models" / "snips-adapter"
     folder.mkdir(parents=True, exist_ok=True)
     save_adapter(adapter, folder / "adapter.safetensors", torch.float16)
@@ -52,7 +53,7 @@ def trained_adapter(workshop: Workshop) -> Adapter:
     """
     path = latest_checkpoint(workshop.directory / "adapter")
     saved = load_checkpoint(path) if path is not None else None
-    if saved is None or saved.progress.step < PARAMS.num_steps:
+    if saved is None or saved.progress.step < workshop.changes.apply(PARAMS).num_steps:
         raise FailedPrecondition("The adapter is not trained yet; run --stage adapter first.")
     rounded = {name: tensor.half().float() for name, tensor in saved.weights.items()}
     return Adapter(NAME, RANK, ALPHA, workshop.teacher.digest, rounded)
@@ -65,5 +66,5 @@ def _fresh(workshop: Workshop) -> Adapter:
         rank=RANK,
         alpha=ALPHA,
         base_digest=workshop.teacher.digest,
-        seed=PARAMS.seed,
+        seed=workshop.changes.apply(PARAMS).seed,
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from services.distiller.answering import Answered, Answerer, Question
+from services.distiller.display import Report
 from services.distiller.stages.adapter import trained_adapter
 from services.distiller.stages.slm import FOLDER, NAME
 from services.distiller.workshop import Workshop
@@ -94,7 +95,7 @@ def calibrate(workshop: Workshop) -> None:
         calibrators=[CALIBRATOR],
         facts=_facts(workshop, student, slm, llm, operation.coverage, operation.cost_ratio),
     )
-    workshop.console.print(f"slm {slm.figures}\nllm {llm.figures}\n{operation}")
+    workshop.display.say(f"slm {slm.figures}; llm {llm.figures}; {operation}")
 
 
 def measure(
@@ -107,7 +108,7 @@ def measure(
     folder.mkdir(parents=True, exist_ok=True)
     answers: list[Answered] = []
     answerer: Answerer | None = None
-    with workshop.progress(f"{arm} answers {split}", len(rows)) as report:
+    with workshop.display.task(f"{arm} answers {split}", len(rows)) as report:
         for start in range(0, len(rows), PART_SIZE):
             path = folder / f"part-{start:06d}.json"
             if not path.exists():
@@ -145,8 +146,8 @@ def _answer(
     return answerer.answer(questions, progress)
 
 
-def _shifted(report: Callable[[int, str], None], start: int) -> Callable[[int], None]:
-    return lambda done: report(start + done, "")
+def _shifted(report: Report, start: int) -> Callable[[int], None]:
+    return lambda done: report(start + done, None)
 
 
 def _call(workshop: Workshop, answer: Answered) -> ToolCall | None:

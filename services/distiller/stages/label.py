@@ -15,6 +15,7 @@ from services.distiller.stages.adapter import trained_adapter
 from services.distiller.stages.data import train_examples
 from services.distiller.teaching import Teaching, TopTokens
 from services.distiller.workshop import Workshop
+from understudy.errors import FailedPrecondition
 from understudy.model.transformer import Transformer
 
 NUM_TOP = 8
@@ -32,19 +33,28 @@ def label_rows(workshop: Workshop) -> None:
         return
     teacher = Transformer(workshop.teacher_config, workshop.teacher.weights)
     scorer = Scorer(teacher, workshop.teacher.weights, trained_adapter(workshop))
-    with workshop.progress("labelling", len(examples)) as report:
+    with workshop.display.task("labels", len(examples)) as report:
         for start in starts:
             stop = min(start + PART_SIZE, len(examples))
             if not _part(folder, start).exists():
                 part = [examples[index] for index in range(start, stop)]
                 Teaching.pack(_labelled(scorer, part)).save(_part(folder, start))
-            report(stop, "")
+            report(stop, None)
 
 
 def teaching(workshop: Workshop) -> Teaching:
-    """Return the labels of all train rows, in the order of the rows."""
+    """Return the labels of all train rows, in the order of the rows.
+
+    Raises FailedPrecondition while some are missing.
+    """
     parts = [Teaching.load(path) for path in sorted((workshop.directory / "labels").glob("*.npz"))]
-    return Teaching.pack([part[index] for part in parts for index in range(len(part))])
+    labels = [part[index] for part in parts for index in range(len(part))]
+    num_rows = len(train_examples(workshop))
+    if len(labels) < num_rows:
+        raise FailedPrecondition(
+            f"{len(labels)} of {num_rows} rows are labelled; run --stage label first."
+        )
+    return Teaching.pack(labels)
 
 
 @torch.inference_mode()

@@ -26,9 +26,11 @@ from understudy.serving import HealthState
 Parse = Callable[[bodies.Body, str], Request]
 IDEMPOTENCY_HEADER: Final = "idempotency-key"
 CLIENT_CLOSED: Final = 499
+DISCARD_FACTOR: Final = 8
+"""Body limits up to which a body that is too large is read, so that its refusal arrives."""
 
 
-class BodyTooLarge(InvalidArgument):
+class BodyTooLargeError(InvalidArgument):
     """The body has more bytes than the edge reads."""
 
     reason = "BODY_TOO_LARGE"
@@ -62,7 +64,7 @@ class Edge:
                 Route("/v1/completions", self._complete, methods=["POST"]),
             ],
             exception_handlers={
-                BodyTooLarge: _too_large,
+                BodyTooLargeError: _too_large,
                 UnderstudyError: _refused,
                 ClientDisconnect: _gone,
                 Exception: _broken,
@@ -120,20 +122,22 @@ class Edge:
         return self._conductor.authenticate(http.headers.get("authorization"))
 
     async def _read(self, http: HttpRequest) -> bytes:
-        declared = http.headers.get("content-length", "")
-        if declared.isdigit() and int(declared) > self._max_body_bytes:
-            raise self._too_large()
-        data = bytearray()
-        async for part in http.stream():
-            data += part
-            if len(data) > self._max_body_bytes:
-                raise self._too_large()
-        return bytes(data)
+        """Return the body; what is too large is read to its end within reason and thrown away.
 
-    def _too_large(self) -> BodyTooLarge:
-        return BodyTooLarge(
-            f"The body has more than {self._max_body_bytes} bytes.", {"field": "body"}
-        )
+        A client that is still sending would see a broken connection instead of the refusal.
+        """
+        data, size_bytes = bytearray(), 0
+        async for part in http.stream():
+            size_bytes += len(part)
+            if size_bytes <= self._max_body_bytes:
+                data += part
+            if size_bytes > DISCARD_FACTOR * self._max_body_bytes:
+                break
+        if size_bytes > self._max_body_bytes:
+            raise BodyTooLargeError(
+                f"The body has more than {self._max_body_bytes} bytes.", {"field": "body"}
+            )
+        return bytes(data)
 
 
 async def _whole(http: HttpRequest, events: Events, shaper: shapes.Shaper) -> Response:
@@ -163,7 +167,7 @@ async def _refused(http: HttpRequest, error: Exception) -> Response:
 
 
 async def _too_large(http: HttpRequest, error: Exception) -> Response:
-    assert isinstance(error, BodyTooLarge)
+    assert isinstance(error, BodyTooLargeError)
     return error_response(error, _request_id(http), TOO_LARGE)
 
 

@@ -59,6 +59,9 @@ class HttpServer:
                 "Free it or set UNDERSTUDY_ROUTER_HTTP_LISTEN."
             ) from error
         finally:
+            if self._server.started:
+                for listener in self._server.servers:
+                    listener.close()
             self._ended.set()
 
     async def drain(self, grace_s: float) -> None:

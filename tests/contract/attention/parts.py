@@ -95,7 +95,7 @@ def greedy(
             hidden = model.forward(
                 torch.tensor(tokens), torch.arange(length), PackedCausal([length]), batch
             )
-            tokens.append(int(model.logits(hidden[-1:]).argmax()))
+            tokens.append(int(model.logits(hidden[-1:])[:, : EOS + 1].argmax()))
     return tokens[len(prompt) :]
 
 

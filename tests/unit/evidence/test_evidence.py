@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from understudy.errors import FailedPrecondition
@@ -68,6 +68,7 @@ def test_isotonic_gives_equal_scores_one_probability() -> None:
     assert curve.breakpoints == ((0.0, 0.5), (1.0, 1.0))
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(-5, 5), st.booleans()), min_size=1, max_size=60))
 def test_isotonic_is_monotone_bounded_and_keeps_the_mean(
     samples: list[tuple[float, bool]],

@@ -103,7 +103,7 @@ def test_experts_outside_a_mixture_are_refused(dense_config: ModelConfig) -> Non
 
 
 def test_more_active_experts_than_experts_are_refused(mixture_config: ModelConfig) -> None:
-    with pytest.raises(FailedPrecondition, match="exceeds 4 experts"):
+    with pytest.raises(FailedPrecondition, match="5 must lie between 1 and 4 experts"):
         replace(mixture_config, num_experts_per_token=5)
 
 

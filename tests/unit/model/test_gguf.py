@@ -1,11 +1,12 @@
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -15,6 +16,8 @@ from understudy.model.config import ModelConfig
 from understudy.model.gguf_header import parse_header
 from understudy.model.weights import load_model, random_weights
 
+# Correctness, not speed: a busy machine must not fail these.
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 LAYER_NAMES = {
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
@@ -98,8 +101,6 @@ def _write(
 def test_gguf_holds_the_tensors_and_config_that_were_written(
     config: ModelConfig, is_tied: bool, tmp_path: Path
 ) -> None:
-    from dataclasses import replace
-
     config = replace(config, tie_embeddings=is_tied)
     weights = random_weights(config, seed=1)
     _write(tmp_path / "m.gguf", config, _named(config, weights))
@@ -113,8 +114,6 @@ def test_gguf_holds_the_tensors_and_config_that_were_written(
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_1", "F16", "BF16"])
 def test_quantised_tensors_equal_the_reference_dequantisation(kind: str, tmp_path: Path) -> None:
-    from dataclasses import replace
-
     config = replace(DENSE, ffn_size=64)
     weights = random_weights(config, seed=1)
     named = _named(config, weights)
@@ -136,6 +135,7 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return path.read_bytes()
 
 
+@UNHURRIED
 @given(share=st.floats(0.0, 1.0, exclude_max=True))
 def test_file_truncated_anywhere_is_refused(content: bytes, share: float) -> None:
     # The last tensor may be followed by padding, which nobody misses.
@@ -144,6 +144,7 @@ def test_file_truncated_anywhere_is_refused(content: bytes, share: float) -> Non
         parse_header("m.gguf", memoryview(cut))
 
 
+@UNHURRIED
 @given(st.data())
 def test_corrupt_header_ends_in_a_header_or_a_named_error(
     content: bytes, data: st.DataObject

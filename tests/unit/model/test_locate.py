@@ -16,7 +16,7 @@ def test_path_is_taken_as_it_is(tmp_path: Path) -> None:
 
 
 def test_absent_path_is_refused_naming_it(tmp_path: Path) -> None:
-    with pytest.raises(FailedPrecondition, match="There is no model at .*absent"):
+    with pytest.raises(FailedPrecondition, match=r"There is no model at .*absent"):
         locate_model(str(tmp_path / "absent"))
 
 

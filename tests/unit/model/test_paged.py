@@ -2,7 +2,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -41,7 +41,7 @@ def test_prefill_and_decode_equal_the_packed_reference(tiny: Tiny) -> None:
     torch.testing.assert_close(torch.cat(logits), tiny.logits(tokens), atol=1e-4, rtol=1e-4)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_any_mix_of_chunks_and_decodes_equals_the_packed_reference(data: st.DataObject) -> None:
     lengths = data.draw(st.lists(st.integers(1, 17), min_size=1, max_size=4))

@@ -6,7 +6,7 @@ import base64
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.router import records
@@ -86,6 +86,7 @@ def test_unknown_kinds_are_refused() -> None:
         records.replay([head, {"kind": "poem"}])
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=64), st.text(max_size=10))
 def test_sealed_bytes_open_only_in_their_place_and_unaltered(data: bytes, place: str) -> None:
     sealer = Sealer(bytes(32))

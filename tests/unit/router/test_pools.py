@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.router.pools import (
@@ -85,6 +85,7 @@ def test_prefix_memory_is_bounded() -> None:
     assert memory.find([b"2", b"3"]) == "b"
 
 
+@settings(deadline=None)
 @given(
     loads=st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 30), min_size=1),
     preferred=st.sampled_from([*"abcdef", None]),

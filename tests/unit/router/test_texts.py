@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.router.texts import TextStream
@@ -21,11 +21,13 @@ def shown(text: str, stops: list[str], cuts: list[int]) -> list[str]:
     return [*pieces, stream.finish()]
 
 
+@settings(deadline=None)
 @given(st.text(max_size=30), st.lists(st.integers(0, 99), max_size=6))
 def test_text_comes_out_as_it_went_in(text: str, cuts: list[int]) -> None:
     assert "".join(shown(text, [], cuts)) == text
 
 
+@settings(deadline=None)
 @given(
     st.text("ab", max_size=20),
     st.lists(st.text("ab", min_size=1, max_size=3), min_size=1, max_size=3),
@@ -41,6 +43,7 @@ def test_output_ends_before_the_first_stop_text_however_it_is_cut(
         assert found == text
 
 
+@settings(deadline=None)
 @given(st.text("ab", max_size=20), st.integers(0, 20))
 def test_a_replay_continues_exactly_where_the_first_stream_was(text: str, at: int) -> None:
     ids = TOKENIZER.encode(text)

@@ -13,9 +13,7 @@ from understudy.serving import ServingSettings, run_service, serve
 async def main(environ: Mapping[str, str], serving: ServingSettings) -> None:
     """Receive spans until told to stop; the store's own address and no traces of itself."""
     settings = TracesSettings.from_env(environ)
-    own = replace(
-        serving, listen=settings.listen, ready_file=settings.ready_file, otlp_endpoint=""
-    )
+    own = replace(serving, listen=settings.listen, ready_file=settings.ready_file, otlp_endpoint="")
     with (
         TraceStore.open(settings.path, max_spans=settings.max_spans) as store,
         closing(Receiver(store)) as receiver,

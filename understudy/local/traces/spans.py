@@ -109,12 +109,16 @@ class Trace:
         placed: dict[str, tuple[Span, int]] = {}
         _place(children[""], children, placed)
         _place([span for span in self.spans if span.span_id not in placed], children, placed)
-        return tuple(self._row(span, depth) for span, depth in placed.values())
-
-    def _row(self, span: Span, depth: int) -> Row:
-        total = self.duration_ms or 1.0
-        offset = (span.start_ns - self.start_ns) / 1e6 / total
-        return Row(span, depth, min(1.0, offset), min(1.0, span.duration_ms / total))
+        start_ns, total_ns = self.start_ns, self.duration_ms * 1e6 or 1.0
+        return tuple(
+            Row(
+                span,
+                depth,
+                offset=min(1.0, (span.start_ns - start_ns) / total_ns),
+                width=min(1.0, span.duration_ms * 1e6 / total_ns),
+            )
+            for span, depth in placed.values()
+        )
 
 
 def _place(

@@ -345,7 +345,7 @@ class InfoResponse(_message.Message):
     position_parameters: _builtins.int
     """Non-embedding active parameters plus LM head: the cost of one position (DESIGN section 9)."""
     num_blocks: _builtins.int
-    """KV blocks in all, and free."""
+    """KV blocks in all."""
     num_free_blocks: _builtins.int
     """KV blocks that no running sequence holds."""
     block_size_tokens: _builtins.int

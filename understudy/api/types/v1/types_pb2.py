@@ -22,31 +22,32 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#understudy/api/types/v1/types.proto\x12\x17understudy.api.types.v1\"\xf0\x01\n\x0eSamplingParams\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x04\x88\x01\x01\x12\x0c\n\x04stop\x18\x06 \x03(\t\x12\x17\n\nignore_eos\x18\x07 \x01(\x08H\x05\x88\x01\x01\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seedB\r\n\x0b_ignore_eos\"\x9f\x01\n\x07Grammar\x12\x33\n\x04kind\x18\x01 \x01(\x0e\x32%.understudy.api.types.v1.Grammar.Kind\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x0c\n\x04hash\x18\x03 \x01(\x0c\"A\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\r\n\tKIND_LARK\x10\x01\x12\x14\n\x10KIND_JSON_SCHEMA\x10\x02\"W\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x03 \x01(\r\"\xa7\x02\n\x07\x41ttempt\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x03 \x01(\t\x12-\n\x05usage\x18\x04 \x01(\x0b\x32\x1e.understudy.api.types.v1.Usage\x12\x15\n\rforced_tokens\x18\x05 \x01(\r\x12\x17\n\nconfidence\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x1a\n\x12\x63omputed_positions\x18\x07 \x01(\r\x12\x0c\n\x04\x63ost\x18\x08 \x01(\x01\x12\x12\n\nduration_s\x18\t \x01(\x01\x12\x32\n\x08verdicts\x18\n \x03(\x0b\x32 .understudy.api.types.v1.Verdict\x12\x0e\n\x06worker\x18\x0b \x01(\tB\r\n\x0b_confidence\">\n\x07Verdict\x12\x10\n\x08verifier\x18\x01 \x01(\t\x12\x11\n\tis_passed\x18\x02 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\"\xc8\x03\n\x08\x44\x65\x63ision\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x38\n\x06reason\x18\x02 \x01(\x0e\x32(.understudy.api.types.v1.Decision.Reason\x12\x10\n\x08workload\x18\x03 \x01(\t\x12\x16\n\tthreshold\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x32\n\x08\x61ttempts\x18\x05 \x03(\x0b\x32 .understudy.api.types.v1.Attempt\x12\x0c\n\x04\x63ost\x18\x06 \x01(\x01\x12\x12\n\ncost_ratio\x18\x07 \x01(\x01\x12\x10\n\x08trace_id\x18\x08 \x01(\t\x12\x14\n\x0cis_resumable\x18\t \x01(\x08\"\xbd\x01\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x17\n\x13REASON_SLM_ACCEPTED\x10\x01\x12\x19\n\x15REASON_LOW_CONFIDENCE\x10\x02\x12\x1b\n\x17REASON_VERIFIER_REFUSED\x10\x03\x12\x18\n\x14REASON_NO_CALIBRATOR\x10\x04\x12\x14\n\x10REASON_REQUESTED\x10\x05\x12\x1a\n\x16REASON_SLM_UNAVAILABLE\x10\x06\x42\x0c\n\n_threshold*\x9a\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1c\n\x18\x46INISH_REASON_TOOL_CALLS\x10\x03\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#understudy/api/types/v1/types.proto\x12\x17understudy.api.types.v1\x1a\x1egoogle/protobuf/duration.proto\"\xf0\x01\n\x0eSamplingParams\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x04\x88\x01\x01\x12\x0c\n\x04stop\x18\x06 \x03(\t\x12\x17\n\nignore_eos\x18\x07 \x01(\x08H\x05\x88\x01\x01\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seedB\r\n\x0b_ignore_eos\"\x9f\x01\n\x07Grammar\x12\x33\n\x04kind\x18\x01 \x01(\x0e\x32%.understudy.api.types.v1.Grammar.Kind\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x0c\n\x04hash\x18\x03 \x01(\x0c\"A\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\r\n\tKIND_LARK\x10\x01\x12\x14\n\x10KIND_JSON_SCHEMA\x10\x02\"W\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x03 \x01(\r\"\xc0\x02\n\x07\x41ttempt\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x03 \x01(\t\x12-\n\x05usage\x18\x04 \x01(\x0b\x32\x1e.understudy.api.types.v1.Usage\x12\x15\n\rforced_tokens\x18\x05 \x01(\r\x12\x17\n\nconfidence\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x1a\n\x12\x63omputed_positions\x18\x07 \x01(\r\x12\x0c\n\x04\x63ost\x18\x08 \x01(\x01\x12+\n\x08\x64uration\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x32\n\x08verdicts\x18\n \x03(\x0b\x32 .understudy.api.types.v1.Verdict\x12\x0e\n\x06worker\x18\x0b \x01(\tB\r\n\x0b_confidence\">\n\x07Verdict\x12\x10\n\x08verifier\x18\x01 \x01(\t\x12\x11\n\tis_passed\x18\x02 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\"\xc8\x03\n\x08\x44\x65\x63ision\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x38\n\x06reason\x18\x02 \x01(\x0e\x32(.understudy.api.types.v1.Decision.Reason\x12\x10\n\x08workload\x18\x03 \x01(\t\x12\x16\n\tthreshold\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x32\n\x08\x61ttempts\x18\x05 \x03(\x0b\x32 .understudy.api.types.v1.Attempt\x12\x0c\n\x04\x63ost\x18\x06 \x01(\x01\x12\x12\n\ncost_ratio\x18\x07 \x01(\x01\x12\x10\n\x08trace_id\x18\x08 \x01(\t\x12\x14\n\x0cis_resumable\x18\t \x01(\x08\"\xbd\x01\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x17\n\x13REASON_SLM_ACCEPTED\x10\x01\x12\x19\n\x15REASON_LOW_CONFIDENCE\x10\x02\x12\x1b\n\x17REASON_VERIFIER_REFUSED\x10\x03\x12\x18\n\x14REASON_NO_CALIBRATOR\x10\x04\x12\x14\n\x10REASON_REQUESTED\x10\x05\x12\x1a\n\x16REASON_SLM_UNAVAILABLE\x10\x06\x42\x0c\n\n_threshold*\x9a\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1c\n\x18\x46INISH_REASON_TOOL_CALLS\x10\x03\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'understudy.api.types.v1.types_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=1380
-  _globals['_FINISHREASON']._serialized_end=1534
-  _globals['_SAMPLINGPARAMS']._serialized_start=65
-  _globals['_SAMPLINGPARAMS']._serialized_end=305
-  _globals['_GRAMMAR']._serialized_start=308
-  _globals['_GRAMMAR']._serialized_end=467
-  _globals['_GRAMMAR_KIND']._serialized_start=402
-  _globals['_GRAMMAR_KIND']._serialized_end=467
-  _globals['_USAGE']._serialized_start=469
-  _globals['_USAGE']._serialized_end=556
-  _globals['_ATTEMPT']._serialized_start=559
-  _globals['_ATTEMPT']._serialized_end=854
-  _globals['_VERDICT']._serialized_start=856
-  _globals['_VERDICT']._serialized_end=918
-  _globals['_DECISION']._serialized_start=921
-  _globals['_DECISION']._serialized_end=1377
-  _globals['_DECISION_REASON']._serialized_start=1174
-  _globals['_DECISION_REASON']._serialized_end=1363
+  _globals['_FINISHREASON']._serialized_start=1437
+  _globals['_FINISHREASON']._serialized_end=1591
+  _globals['_SAMPLINGPARAMS']._serialized_start=97
+  _globals['_SAMPLINGPARAMS']._serialized_end=337
+  _globals['_GRAMMAR']._serialized_start=340
+  _globals['_GRAMMAR']._serialized_end=499
+  _globals['_GRAMMAR_KIND']._serialized_start=434
+  _globals['_GRAMMAR_KIND']._serialized_end=499
+  _globals['_USAGE']._serialized_start=501
+  _globals['_USAGE']._serialized_end=588
+  _globals['_ATTEMPT']._serialized_start=591
+  _globals['_ATTEMPT']._serialized_end=911
+  _globals['_VERDICT']._serialized_start=913
+  _globals['_VERDICT']._serialized_end=975
+  _globals['_DECISION']._serialized_start=978
+  _globals['_DECISION']._serialized_end=1434
+  _globals['_DECISION_REASON']._serialized_start=1231
+  _globals['_DECISION_REASON']._serialized_end=1420
 # @@protoc_insertion_point(module_scope)

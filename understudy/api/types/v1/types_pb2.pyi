@@ -5,6 +5,7 @@ Messages that more than one service speaks."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -219,7 +220,7 @@ class Attempt(_message.Message):
     CONFIDENCE_FIELD_NUMBER: _builtins.int
     COMPUTED_POSITIONS_FIELD_NUMBER: _builtins.int
     COST_FIELD_NUMBER: _builtins.int
-    DURATION_S_FIELD_NUMBER: _builtins.int
+    DURATION_FIELD_NUMBER: _builtins.int
     VERDICTS_FIELD_NUMBER: _builtins.int
     WORKER_FIELD_NUMBER: _builtins.int
     pool: _builtins.str
@@ -236,13 +237,15 @@ class Attempt(_message.Message):
     """Positions computed, prefill and decode together (cached positions excluded)."""
     cost: _builtins.float
     """Cost in units of one LLM position (DESIGN section 9): positions from a cold start."""
-    duration_s: _builtins.float
-    """Seconds from submission to the last token."""
     worker: _builtins.str
     """Address of the attention worker."""
     @_builtins.property
     def usage(self) -> Global___Usage:
-        """Tokens of prompt, output, and of the output those the grammar forced."""
+        """Tokens of its prompt and output."""
+
+    @_builtins.property
+    def duration(self) -> _duration_pb2.Duration:
+        """Time from submission to the last token."""
 
     @_builtins.property
     def verdicts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Verdict]:
@@ -259,13 +262,13 @@ class Attempt(_message.Message):
         confidence: _builtins.float | None = ...,
         computed_positions: _builtins.int = ...,
         cost: _builtins.float = ...,
-        duration_s: _builtins.float = ...,
+        duration: _duration_pb2.Duration | None = ...,
         verdicts: _abc.Iterable[Global___Verdict] | None = ...,
         worker: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_confidence", b"_confidence", "confidence", b"confidence", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_confidence", b"_confidence", "confidence", b"confidence", "duration", b"duration", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_confidence", b"_confidence", "adapter", b"adapter", "computed_positions", b"computed_positions", "confidence", b"confidence", "cost", b"cost", "duration_s", b"duration_s", "forced_tokens", b"forced_tokens", "model", b"model", "pool", b"pool", "usage", b"usage", "verdicts", b"verdicts", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_confidence", b"_confidence", "adapter", b"adapter", "computed_positions", b"computed_positions", "confidence", b"confidence", "cost", b"cost", "duration", b"duration", "forced_tokens", b"forced_tokens", "model", b"model", "pool", b"pool", "usage", b"usage", "verdicts", b"verdicts", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__confidence: _TypeAlias = _typing.Literal["confidence"]  # noqa: Y015
     _WhichOneofArgType__confidence: _TypeAlias = _typing.Literal["_confidence", b"_confidence"]  # noqa: Y015
