@@ -176,7 +176,7 @@ class AttentionWorker:
 
     def _bury(self) -> None:
         reason = "the engine thread died"
-        self._health.mark_unready(reason)
+        self._health.mark_failed(reason)
         self.sessions.fail_all(Aborted(f"The sequence was lost: {reason}."))
         self.sessions.refuse(Unavailable("The engine of this attention worker has died."))
 

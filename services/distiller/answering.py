@@ -6,7 +6,7 @@ computed with the next step), so the evidence it records is the evidence serving
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -38,7 +38,9 @@ class Answered:
     margins: list[float] = field(default_factory=list)
     mask_losses: list[float] = field(default_factory=list)
     is_forced: list[bool] = field(default_factory=list)
+    is_over: bool = False
     is_finished: bool = False
+    """Whether it ended by itself rather than at the limit."""
     num_positions: int = 0
 
     @property
@@ -108,7 +110,7 @@ class Answerer:
             if not running:
                 return [answers[number] for number in range(len(questions))]
             self._step(grid, running)
-            for place in [place for place, one in running.items() if one.answered.is_finished]:
+            for place in [place for place, one in running.items() if one.answered.is_over]:
                 done = running.pop(place)
                 answers[done.number] = done.answered
                 progress(len(answers))
@@ -116,12 +118,12 @@ class Answerer:
     def _admit(
         self,
         running: dict[int, _Running],
-        waiting: "enumerate[Question] | object",
+        waiting: Iterator[tuple[int, Question]],
         answers: dict[int, Answered],
     ) -> None:
         for place in range(self._num_places):
             while place not in running:
-                item = next(waiting, None)  # type: ignore[call-overload]
+                item = next(waiting, None)
                 if item is None:
                     return
                 number, question = item
@@ -130,7 +132,7 @@ class Answerer:
                     number, matcher, list(question.prompt_ids), np.zeros(0, np.int32), Answered()
                 )
                 self._force(one)
-                if one.answered.is_finished:
+                if one.answered.is_over:
                     answers[number] = one.answered
                 else:
                     running[place] = one
@@ -165,14 +167,15 @@ class Answerer:
 
     def _take(self, one: _Running, token: int) -> None:
         if token == self._end_id:
-            one.answered.is_finished = True
+            one.answered.is_over = one.answered.is_finished = True
         else:
             one.matcher.accept(token)
 
     def _force(self, one: _Running) -> None:
-        while not one.answered.is_finished:
+        while not one.answered.is_over:
+            one.answered.is_finished = one.matcher.is_stopped
             if one.matcher.is_stopped or len(one.answered.token_ids) >= self._max_tokens:
-                one.answered.is_finished = True
+                one.answered.is_over = True
                 return
             forced = one.matcher.forced() or self._only(one)
             if not forced:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 
 from understudy.workloads.snips.dataset import Row
 from understudy.workloads.workload import ArgumentValue, ToolCall
@@ -37,7 +38,7 @@ Pool = Mapping[str, Sequence[str]]
 
 def augmented(rows: Sequence[Row], num_rows: int, seed: int) -> list[Row]:
     """Return `num_rows` new rows; each changes at least one value of the row it comes from."""
-    generator = random.Random(seed)
+    generator = random.Random(seed)  # noqa: S311 - no secret depends on it
     pool = _values_of_slots(rows)
     made: list[Row] = []
     while len(made) < num_rows:
@@ -92,7 +93,7 @@ def _spans(row: Row) -> list[tuple[int, int, str]]:
         start = row.text.index(value)
         spans.append((start, start + len(value), slot))
     spans.sort()
-    overlaps = any(left[1] > right[0] for left, right in zip(spans, spans[1:], strict=False))
+    overlaps = any(left[1] > right[0] for left, right in pairwise(spans))
     return [] if overlaps else spans
 
 

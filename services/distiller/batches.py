@@ -74,6 +74,22 @@ class Batches:
         return [batches[i] for i in generator.permutation(len(batches))]
 
 
+class Alternating:
+    """Two sources of batches in turn, so that one kind of example does not displace the other."""
+
+    def __init__(self, even: Batches, odd: Batches) -> None:
+        self._sources = (even, odd)
+
+    @property
+    def num_per_epoch(self) -> int:
+        """How many steps it takes until every example of both was seen."""
+        return 2 * max(source.num_per_epoch for source in self._sources)
+
+    def of_step(self, step: int) -> Batch:
+        """Return the batch of a step."""
+        return self._sources[step % 2].of_step(step // 2)
+
+
 def collate(examples: Sequence[Example], taught: Sequence[TopTokens] | None = None) -> Batch:
     """Pack examples; tokens after the last free one predict nothing and are left out."""
     lengths = [int(example.free[-1]) for example in examples]

@@ -105,7 +105,8 @@ def restore_optimiser(
 ) -> None:
     """Put saved state back; a parameter without state is refused by name."""
     for name, parameter in trainable.items():
-        state = {key.split("/", 1)[0]: v for key, v in saved.items() if key.split("/", 1)[1] == name}
+        suffix = f"/{name}"
+        state = {key.removesuffix(suffix): v for key, v in saved.items() if key.endswith(suffix)}
         if not state:
             raise FailedPrecondition(f"The checkpoint holds no optimiser state of {name}.")
         optimiser.state[parameter] = state

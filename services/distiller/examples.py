@@ -7,6 +7,7 @@ npz file (plain arrays, no pickle).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,15 @@ import numpy.typing as npt
 from understudy.errors import FailedPrecondition, InvalidArgument
 
 Int32 = npt.NDArray[np.int32]
-_ARRAYS = ("tokens", "token_ends", "prompt_lengths", "free", "free_ends", "candidates", "candidate_ends")
+_ARRAYS = (
+    "tokens",
+    "token_ends",
+    "prompt_lengths",
+    "free",
+    "free_ends",
+    "candidates",
+    "candidate_ends",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +84,15 @@ class Examples(Sequence[Example]):
             }
         )
 
+    def first(self, num_examples: int) -> Examples:
+        """Return the first examples, or all where there are fewer."""
+        return Examples.pack([self[index] for index in range(min(num_examples, len(self)))])
+
     @classmethod
     def joined(cls, parts: Sequence[Examples]) -> Examples:
         """Return all examples of all parts, in order."""
-        return cls({name: _chained(name, [part.arrays[name] for part in parts]) for name in _ARRAYS})
+        arrays = [part.arrays for part in parts]
+        return cls({name: _chained(name, [part[name] for part in arrays]) for name in _ARRAYS})
 
     def save(self, path: Path) -> None:
         """Write the arrays to one npz file, atomically."""
@@ -138,13 +152,11 @@ def walk_all(
     walker: Walker,
     progress: Callable[[int], None],
 ) -> tuple[Examples, int]:
-    """Walk (grammar, prompt ids, answer ids) rows; return the examples and how many were refused."""
+    """Walk (grammar, prompt ids, answer ids) rows; also return how many were refused."""
     examples: list[Example] = []
     for number, (grammar, prompt_ids, answer_ids) in enumerate(rows, 1):
-        try:
+        with suppress(InvalidArgument):
             examples.append(walker.walk(grammar, prompt_ids, answer_ids))
-        except InvalidArgument:
-            pass
         progress(number)
     return Examples.pack(examples), len(rows) - len(examples)
 

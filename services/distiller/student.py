@@ -18,7 +18,7 @@ from torch.nn import functional
 from services.distiller.batches import Batch
 from understudy.model.attention import PackedCausal
 from understudy.model.config import ModelConfig
-from understudy.model.ffn import LocalExperts, Gates, PendingHidden
+from understudy.model.ffn import Gates, LocalExperts, PendingHidden
 from understudy.model.transformer import Transformer
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -85,7 +85,8 @@ def principal_directions(embedding: Tensor, token_counts: Tensor, size: int) -> 
     weight = token_counts.float().sqrt() + 1.0
     second_moment = (embedding * weight[:, None]).T @ embedding  # (D, D)
     _, vectors = torch.linalg.eigh(second_moment.double())
-    return vectors[:, -size:].flip(1).float().contiguous()
+    basis: Tensor = vectors[:, -size:].flip(1).float().contiguous()
+    return basis
 
 
 def trainable(weights: Mapping[str, Tensor]) -> Weights:

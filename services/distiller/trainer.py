@@ -8,11 +8,12 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from services.distiller.batches import Batch, Batches
+from services.distiller.batches import Batch
 from services.distiller.checkpoint import (
     Checkpoint,
     Progress,
@@ -24,8 +25,21 @@ from services.distiller.checkpoint import (
 )
 from understudy.errors import FailedPrecondition
 
-Loss = Callable[[Batch, int], Tensor]
+Loss = Callable[[Batch], Tensor]
 Listener = Callable[[int, float], None]
+
+
+class Source(Protocol):
+    """Where batches come from; the batch of a step never changes."""
+
+    @property
+    def num_per_epoch(self) -> int:
+        """How many steps one pass takes."""
+        ...
+
+    def of_step(self, step: int) -> Batch:
+        """Return the batch of a step."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +68,7 @@ class Trainer:
         self,
         trainable: Mapping[str, Tensor],
         loss: Loss,
-        batches: Batches,
+        batches: Source,
         params: TrainingParams,
         directory: Path,
     ) -> None:
@@ -106,7 +120,7 @@ class Trainer:
         return save_checkpoint(self._directory, state)
 
     def _advance(self) -> float:
-        loss = self._loss(self._batches.of_step(self.step), self.step)
+        loss = self._loss(self._batches.of_step(self.step))
         if not math.isfinite(value := loss.item()):
             raise FailedPrecondition(f"The loss became {value} at step {self.step}.")
         self._optimiser.zero_grad(set_to_none=True)

@@ -39,7 +39,6 @@ class Changes:
         )
 
 
-
 @dataclass(frozen=True)
 class Workshop:
     """The shared tools of the stages; heavy ones are made when first used."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from understudy.errors import FailedPrecondition
 from understudy.exchange.frame import Frame, Header
 from understudy.exchange.traces import SEGMENT, TraceSegment, unpack_segments
 from understudy.telemetry import remote_context, tracer
@@ -87,8 +88,12 @@ class SpanAggregator:
 
         Raises FailedPrecondition when its length does not fit its count of traces.
         """
-        payload = frame.payload[: frame.header.num_traces * SEGMENT.size]
-        ended = {segment.traceparent for segment in unpack_segments(payload)}
+        if len(frame.payload) != frame.header.num_traces * SEGMENT.size:
+            raise FailedPrecondition(
+                f"A frame that ends {frame.header.num_traces} traces has "
+                f"{frame.header.num_traces * SEGMENT.size} bytes, not {len(frame.payload)}."
+            )
+        ended = {segment.traceparent for segment in unpack_segments(frame.payload)}
         with self._lock:
             for key in [key for key in self._open if key.traceparent in ended]:
                 self._export(self._open.pop(key))

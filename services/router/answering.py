@@ -6,6 +6,7 @@ first. Tool calls are shown whole; text of the pool whose answer stands is strea
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack, aclosing
@@ -24,6 +25,8 @@ from services.router.verifiers import tool_call, verify
 from understudy.errors import PromptTooLong, ResourceExhausted, Unavailable
 from understudy.telemetry import names
 from understudy.workloads import Verdict
+
+logger = logging.getLogger(__name__)
 
 
 class Answering:
@@ -183,6 +186,16 @@ class Answering:
         await self._journal(records.finished_record(finished))
         self._company.metrics.count_answer(decision, time.monotonic() - self._started_s)
         self._describe(finished)
+        logger.info(
+            "Answered.",
+            extra={
+                "request_id": self._replay.request_id,
+                "tenant": self._assignment.tenant,
+                "pool": decision.pool,
+                "reason": decision.reason,
+                "cost": decision.cost,
+            },
+        )
         return finished
 
     def _describe(self, finished: Finished) -> None:

@@ -47,13 +47,11 @@ class Router:
     servicer: RouterServicer
     edge: HttpServer | None
     tasks: Sequence[Callable[[], Awaitable[None]]]
-    journal: Journal
 
     async def drain(self, grace_s: float) -> None:
         """End the HTTP edge; the chassis ends the rest."""
         if self.edge is not None:
             await self.edge.drain(grace_s)
-        await self.journal.aclose()
 
 
 def build_router(
@@ -91,11 +89,12 @@ def build_router(
     ]
     tasks: list[Callable[[], Awaitable[None]]] = [
         *watches,
+        journal.run,
         lambda: announce(pools, edge, health, settings.startup_patience_s),
     ]
     if edge is not None:
         tasks.append(edge.run)
-    return Router(conductor, RouterServicer(conductor), edge, tasks, journal)
+    return Router(conductor, RouterServicer(conductor), edge, tasks)
 
 
 async def announce(

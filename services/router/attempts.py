@@ -21,6 +21,7 @@ from services.router.requests import Sampling
 from understudy.errors import (
     Aborted,
     DeadlineExceeded,
+    FailedPrecondition,
     PromptTooLong,
     ResourceExhausted,
     Unavailable,
@@ -187,8 +188,14 @@ class AttemptRun:
         return worker
 
     def _note(self, worker: Worker) -> None:
-        info = worker.info
+        info, adapter = worker.info, self._job.adapter
         assert info is not None
+        if adapter and adapter not in info.adapters:
+            raise FailedPrecondition(
+                f"The worker {worker.address} has no adapter {adapter!r}; give it to every worker "
+                f"of the pool {self._pool.name!r}.",
+                {"pool": self._pool.name, "adapter": adapter},
+            )
         room = info.max_context_tokens - len(self._job.plan.tokens)
         if room < 1:
             raise PromptTooLong(

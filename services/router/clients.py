@@ -230,7 +230,6 @@ def to_info(response: attention_pb2.InfoResponse) -> WorkerInfo:
         adapters=frozenset(response.adapters),
         max_context_tokens=response.max_context_tokens,
         position_parameters=max(response.position_parameters, 1),
-        vocab_size=response.vocab_size,
         num_running=response.num_running,
         num_waiting=response.num_waiting,
     )

@@ -8,6 +8,7 @@ away requests are served without resume, and after a failure it is left alone fo
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import logging
@@ -104,10 +105,13 @@ class Journal:
         self._clock = clock
         self._away_until = 0.0
 
-    async def aclose(self) -> None:
-        """Close the connections to Redis."""
-        if self._redis is not None:
-            await self._redis.aclose()
+    async def run(self) -> None:
+        """Hold the connections to Redis until cancelled, after the last answer."""
+        try:
+            await asyncio.Event().wait()
+        finally:
+            if self._redis is not None:
+                await self._redis.aclose()
 
     async def open(self, tenant: str, request: Request, request_id: str) -> Entry | None:
         """Begin an entry, or take over the one that the idempotency key names; None while away.

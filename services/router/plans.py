@@ -11,7 +11,7 @@ from typing import Literal, cast
 
 from services.router.prompts import generic_prompt
 from services.router.requests import DEFAULT_MAX_TOKENS, Request, Tool, openai_tools
-from understudy.errors import InvalidArgument
+from understudy.errors import InvalidArgument, UnsupportedSchema
 from understudy.grammar import Compiler, GrammarSource, check_schema, tools_schema
 from understudy.grammar.schema import Json
 from understudy.grammar.source import GrammarKind
@@ -65,7 +65,7 @@ class Planner:
         schema = _schema(request, tools)
         grammar = GrammarSource("json_schema", json.dumps(schema)) if schema is not None else None
         if grammar is not None:
-            self._compiler.compile(grammar)
+            self._compile(grammar, "tools" if tools else "response_schema_json")
         return Plan(
             output_type="tool_call" if tools else "json" if schema is not None else "text",
             workload=None,
@@ -80,7 +80,7 @@ class Planner:
         messages = turns(request)
         kind, source = workload.grammar(messages)
         grammar = GrammarSource(cast("GrammarKind", kind), source)
-        self._compiler.compile(grammar)
+        self._compile(grammar, "messages")
         return Plan(
             output_type=cast("OutputType", workload.output_type),
             workload=workload,
@@ -90,6 +90,13 @@ class Planner:
             adapter=workload.adapter,
             max_tokens=request.sampling.max_tokens or workload.max_answer_tokens,
         )
+
+    def _compile(self, grammar: GrammarSource, field: str) -> None:
+        """Compile before a worker does, so that a refusal names the caller's field."""
+        try:
+            self._compiler.compile(grammar)
+        except UnsupportedSchema as error:
+            raise UnsupportedSchema(error.message, {**error.metadata, "field": field}) from error
 
 
 def turns(request: Request) -> list[dict[str, str]]:

@@ -32,7 +32,6 @@ class WorkerInfo:
     adapters: frozenset[str]
     max_context_tokens: int
     position_parameters: int
-    vocab_size: int
     num_running: int
     num_waiting: int
 

@@ -1,80 +1,61 @@
-"""The attention worker as a process: starts from the environment, drains on SIGTERM, exits 0."""
+"""The attention worker as a process: drains on SIGTERM, and says why it cannot start."""
 
-import asyncio
-import json
 import os
-import signal
+import subprocess
 import sys
-from asyncio.subprocess import PIPE, Process
+import threading
 from pathlib import Path
 
 import pytest
 
-from tests.contract.attention.parts import Router, greedy, submit, write_model
-from understudy.api.attention.v1 import attention_pb2_grpc
-from understudy.rpc import open_channel
+from tests.contract.attention.parts import greedy, write_model
+from tests.integration.processes import (
+    START_TIMEOUT_S,
+    Processes,
+    run_session,
+    submit_of,
+    wait_until,
+)
+from understudy.local.processes import child_environment
 
-START_S = 150.0
-PREFIX = "UNDERSTUDY_ATTENTION_"
-
-
-async def start(**environ: str) -> Process:
-    inherited = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-    return await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "services.attention", env={**inherited, **environ}, stderr=PIPE
-    )
+NUM_TOKENS = 300
 
 
-async def ready_port(process: Process, ready_file: Path) -> int:
-    async with asyncio.timeout(START_S):
-        while not ready_file.exists():  # noqa: ASYNC110
-            assert process.returncode is None, "The worker ended before it was ready."
-            await asyncio.sleep(0.1)
-    return int(json.loads(ready_file.read_text())["port"])
-
-
-async def end(process: Process) -> tuple[int | None, str]:
-    _, stderr = await asyncio.wait_for(process.communicate(), START_S)
-    return process.returncode, stderr.decode()
-
-
-async def test_worker_serves_and_drains_on_sigterm(tmp_path: Path):
+def test_running_sequence_outlives_sigterm_and_the_process_ends_well(
+    processes: Processes, tmp_path: Path
+):
     loaded = write_model(tmp_path / "tiny")
-    ready_file = tmp_path / "ready.json"
-    process = await start(
-        **{
-            f"{PREFIX}MODEL": str(tmp_path / "tiny"),
-            f"{PREFIX}MODEL_NAME": "tiny",
-            f"{PREFIX}THREADS": "1",
-            "UNDERSTUDY_SERVING_READY_FILE": str(ready_file),
-        }
-    )
-    try:
-        channel = open_channel(f"127.0.0.1:{await ready_port(process, ready_file)}")
-        router = Router(attention_pb2_grpc.AttentionServiceStub(channel))
-        await router.send(submit(1, [65, 66], max_tokens=40))
-        await router.read()
-        process.send_signal(signal.SIGTERM)
-        output = await router.result(1)
-        assert output.tokens == greedy(loaded, [65, 66], 40)
-        router.call.cancel()
-        await channel.close(None)
-        code, stderr = await end(process)
-        assert code == 0, stderr
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+    worker = processes.start("attention", model=str(tmp_path / "tiny"), model_name="tiny")
+    is_told = threading.Event()
+
+    def stop(num_tokens: int) -> None:
+        if not is_told.is_set():
+            is_told.set()
+            worker.child.terminate()
+
+    outcome = run_session(worker.address, [submit_of(1, [65, 66], NUM_TOKENS)], stop)[1]
+    assert outcome.failed in ("", "This attention worker drained before the sequence had ended.")
+    assert outcome.tokens == greedy(loaded, [65, 66], len(outcome.tokens))
+    wait_until(lambda: worker.child.exit_code() is not None, "the worker to end")
+    assert worker.child.exit_code() == 0
 
 
 @pytest.mark.parametrize(
     ("environ", "code", "sentence"),
     [
-        ({f"{PREFIX}MODEL_NAME": "tiny"}, 2, "UNDERSTUDY_ATTENTION_MODEL is not set"),
-        ({f"{PREFIX}MODEL_NAME": "tiny", f"{PREFIX}MODEL": "/nowhere"}, 1, "no model at /nowhere"),
+        ({"MODEL_NAME": "tiny"}, 2, "UNDERSTUDY_ATTENTION_MODEL is not set"),
+        ({"MODEL_NAME": "tiny", "MODEL": "/nowhere"}, 1, "no model at /nowhere"),
     ],
 )
-async def test_worker_that_cannot_start_says_why(environ: dict[str, str], code: int, sentence: str):
-    exit_code, stderr = await end(await start(**environ))
-    assert exit_code == code
-    assert sentence in stderr
+def test_worker_that_cannot_start_says_why(environ: dict[str, str], code: int, sentence: str):
+    settings = {f"UNDERSTUDY_ATTENTION_{name}": value for name, value in environ.items()}
+    ended = subprocess.run(
+        [sys.executable, "-m", "services.attention"],
+        env=child_environment(os.environ) | settings,
+        capture_output=True,
+        text=True,
+        timeout=START_TIMEOUT_S,
+        check=False,
+    )
+    assert ended.returncode == code
+    assert sentence in ended.stderr

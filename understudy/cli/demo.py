@@ -53,7 +53,9 @@ class DemoReport:
 
 
 @dataclass(frozen=True, slots=True)
-class _Chats:
+class Chats:
+    """Answers of the chat prompts, and sentences of those that failed."""
+
     answers: tuple[tuple[str, Answer], ...]
     failures: tuple[str, ...]
 
@@ -84,7 +86,7 @@ def run_demo(console: Console, out: Path) -> DemoReport:
 
 
 def make_report(
-    routed: Sequence[Outcome], alone: Sequence[Outcome], chats: _Chats, trace: Trace | None
+    routed: Sequence[Outcome], alone: Sequence[Outcome], chats: Chats, trace: Trace | None
 ) -> DemoReport:
     """Put the report together."""
     ours, theirs = evaluate(routed, alone), evaluate(alone, alone)
@@ -104,7 +106,7 @@ def make_report(
     )
 
 
-def _chat(console: Console, platform: Platform) -> _Chats:
+def _chat(console: Console, platform: Platform) -> Chats:
     answers: list[tuple[str, Answer]] = []
     failures: list[str] = []
     with arm_progress(console) as progress, Client(platform.grpc_address) as client:
@@ -118,10 +120,10 @@ def _chat(console: Console, platform: Platform) -> _Chats:
                 failures.append(error.message)
                 console.print(f"failed: {error.message}", markup=False)
             progress.advance(task)
-    return _Chats(tuple(answers), tuple(failures))
+    return Chats(tuple(answers), tuple(failures))
 
 
-def _escalated_trace(platform: Platform, routed: Sequence[Outcome], chats: _Chats) -> Trace | None:
+def _escalated_trace(platform: Platform, routed: Sequence[Outcome], chats: Chats) -> Trace | None:
     """Return the trace of an escalated request; of an LLM answer where none was escalated."""
     decisions = [outcome.decision for outcome in routed if outcome.decision is not None]
     chosen = [d for d in decisions if d.is_escalated] or [a.decision for _, a in chats.answers]

@@ -43,7 +43,7 @@ def evaluate(outcomes: Sequence[Outcome], llm_only: Sequence[Outcome] | None = N
     """Compute the figures of one arm; `llm_only` is the LLM arm over the same rows."""
     quality = quality_of((outcome.call, outcome.row.gold) for outcome in outcomes)
     decisions = [outcome.decision for outcome in outcomes if outcome.decision is not None]
-    cost = sum(decision.cost for decision in decisions)
+    cost = sum((decision.cost for decision in decisions), 0.0)
     if llm_only is None:
         alone = sum(d.cost / d.cost_ratio for d in decisions if d.cost_ratio > 0)
     else:

@@ -11,7 +11,7 @@ import grpc
 from understudy.client.progress import Progress
 from understudy.client.requests import GenerateParams, build_request
 from understudy.client.retries import RetryPolicy, Tries
-from understudy.errors import Unavailable, UnderstudyError
+from understudy.errors import DeadlineExceeded, Unavailable, UnderstudyError
 from understudy.rpc.metadata import new_request_id, request_metadata
 from understudy.rpc.status import STATUS_KEY, from_rpc_error
 from understudy.rpc.traces import Pairs, inject
@@ -56,6 +56,10 @@ def to_error(error: grpc.RpcError) -> UnderstudyError:
     assert isinstance(error, grpc.Call | grpc.aio.AioRpcError), "a failed call has a status"
     trailing = cast("Iterable[tuple[str, str | bytes]]", error.trailing_metadata() or ())
     has_details = any(key == STATUS_KEY for key, _ in trailing)
-    if error.code() in _TRANSPORT_CODES and not has_details:
+    if has_details:
+        return named
+    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return DeadlineExceeded("The answer did not come in time.", named.metadata)
+    if error.code() in _TRANSPORT_CODES:
         return Unavailable(f"The connection broke: {named.message}", named.metadata)
     return named

@@ -146,6 +146,7 @@ class SliceDiscovery:
                 elif event.kind in ("ADDED", "MODIFIED"):
                     slices[_name(event.slice)] = event.slice
                 yield slices.values()
+            await self._pause(self._first_backoff_s)
 
     async def _pause(self, seconds: float) -> None:
         """Wait about `seconds`, so that many watchers do not return at the same instant."""

@@ -39,6 +39,7 @@ class KubernetesApi:
     def __init__(self, configuration: "Configuration | None" = None) -> None:
         self._configuration = configuration
         self._client: ApiClient | None = None
+        self._discovery: DiscoveryV1Api | None = None
         self._is_closed = False
 
     async def list(self, selector: SliceSelector) -> tuple[Sequence[Slice], str]:
@@ -80,10 +81,11 @@ class KubernetesApi:
     async def _api(self) -> "DiscoveryV1Api":
         if self._is_closed:
             raise Unavailable("The connection to the API server is closed.")
-        make_client, make_api = await asyncio.to_thread(_load)
-        if self._client is None:
+        if self._discovery is None:
+            make_client, make_api = await asyncio.to_thread(_load)
             self._client = make_client(self._configuration or await _configuration())
-        return make_api(self._client)
+            self._discovery = make_api(self._client)
+        return self._discovery
 
 
 def watch_slices(selector: SliceSelector) -> SliceDiscovery:

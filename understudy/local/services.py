@@ -19,6 +19,8 @@ from understudy.local.site import JOURNAL_KEY_FILE, TENANT_SECRET_FILE, Site
 NUM_EXPERT_WORKERS: Final = 2
 _DRAIN_GRACE_S: Final = 8
 _KV_MEMORY: Final = "256mb"
+_LLM_KVSTORE_MIN_TOKENS: Final = 16
+"""One block: on a laptop the LLM computes 16 positions in far more time than a look-up takes."""
 
 Ports: TypeAlias = Mapping[str, int]
 
@@ -169,6 +171,7 @@ def _attention_llm(site: Site) -> Service:
             "UNDERSTUDY_ATTENTION_POOL": "llm",
             "UNDERSTUDY_ATTENTION_ADAPTERS": ",".join(site.models.adapters),
             "UNDERSTUDY_ATTENTION_KVSTORE": f"{LOOPBACK}:{ports['kvstore']}",
+            "UNDERSTUDY_ATTENTION_KVSTORE_MIN_TOKENS": str(_LLM_KVSTORE_MIN_TOKENS),
             "UNDERSTUDY_ATTENTION_FFN": "remote",
             "UNDERSTUDY_ATTENTION_PLACEMENT": f"{LOOPBACK}:{ports['controller']}",
             "UNDERSTUDY_ATTENTION_THREADS": "1",

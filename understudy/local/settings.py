@@ -33,7 +33,7 @@ class LocalSettings:
     """LoRA adapters of the LLM, each as `name=path`; empty takes those that ship."""
     slm: Path | None = None
     """Version directory of the SLM with its manifest; unset takes the one that ships."""
-    start_timeout_s: float = 180.0
+    start_timeout_s: float = 300.0
     """Longest wait for one service to become ready."""
     stop_timeout_s: float = 15.0
     """Longest wait for one service to drain before it is killed."""

@@ -135,6 +135,8 @@ class _Cursor:
         read, offset, limit = struct.Struct("<Q").unpack_from, self.offset, len(self.content) - 8
         for _ in range(length):
             if offset > limit:
+                # The length itself lies beyond the end: let `skip` say so.
+                offset += 8
                 break
             offset += 8 + int(read(self.content, offset)[0])
         self.skip(offset - self.offset)

@@ -16,6 +16,8 @@ from understudy.errors import NotFound
 SERVING: Final = 1
 NOT_SERVING: Final = 2
 SERVICE_UNKNOWN: Final = 3
+LIVENESS: Final = "liveness"
+"""Name under which a probe asks whether a restart would help, whatever `is_ready` says."""
 
 
 class HealthState:
@@ -24,6 +26,7 @@ class HealthState:
     def __init__(self, is_ready: bool = True) -> None:
         self._lock = Lock()
         self._is_ready = is_ready
+        self._is_failed = False
         self._reason = "" if is_ready else "still starting"
         self._listeners: list[Callable[[], None]] = []
 
@@ -31,6 +34,11 @@ class HealthState:
     def is_ready(self) -> bool:
         """Whether the service can take work."""
         return self._is_ready
+
+    @property
+    def is_failed(self) -> bool:
+        """Whether the service can never take work again."""
+        return self._is_failed
 
     @property
     def reason(self) -> str:
@@ -45,6 +53,11 @@ class HealthState:
         """Say that the service cannot take work, and why."""
         self._change(is_ready=False, reason=reason)
 
+    def mark_failed(self, reason: str) -> None:
+        """Say that only a restart helps, and why; nothing makes the service ready again."""
+        self._is_failed = True
+        self._change(is_ready=False, reason=reason)
+
     def subscribe(self, listener: Callable[[], None]) -> None:
         """Call `listener` after each change, on the thread that made it."""
         with self._lock:
@@ -52,18 +65,22 @@ class HealthState:
 
     def _change(self, *, is_ready: bool, reason: str) -> None:
         with self._lock:
-            self._is_ready, self._reason = is_ready, reason
+            if not (self._is_failed and is_ready):
+                self._is_ready, self._reason = is_ready, reason
             listeners = tuple(self._listeners)
         for listener in listeners:
             listener()
 
 
 class HealthServicer:
-    """Answers for the whole process (name "") and for each of its services alike."""
+    """Answers for the whole process (name "") and for each of its services alike.
+
+    "liveness" is answered for those who restart processes: NOT_SERVING only once a restart helps.
+    """
 
     def __init__(self, state: HealthState, services: Sequence[str]) -> None:
         self._state = state
-        self._services = frozenset(("", *services))
+        self._services = frozenset(("", LIVENESS, *services))
         self._watchers: set[asyncio.Event] = set()
         self._is_draining = False
         self._is_closed = False
@@ -117,5 +134,7 @@ class HealthServicer:
     def _status(self, service: str) -> int:
         if service not in self._services:
             return SERVICE_UNKNOWN
+        if service == LIVENESS:
+            return NOT_SERVING if self._state.is_failed else SERVING
         is_serving = self._state.is_ready and not self._is_draining
         return SERVING if is_serving else NOT_SERVING

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import grpc
+from grpc_health.v1 import health, health_pb2_grpc
 
 from understudy.api.attention.v1 import attention_pb2, attention_pb2_grpc
 from understudy.api.types.v1 import types_pb2
@@ -93,6 +94,10 @@ class FakeAttention(attention_pb2_grpc.AttentionServiceServicer):
         """Listen on loopback and return the address; a stopped worker returns to its old port."""
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         attention_pb2_grpc.add_AttentionServiceServicer_to_server(self, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(
+            health.aio.HealthServicer(),  # type: ignore[attr-defined]
+            self._server,
+        )
         self._port = self._server.add_insecure_port(f"127.0.0.1:{self._port}")
         await self._server.start()
         return f"127.0.0.1:{self._port}"

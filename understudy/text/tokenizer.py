@@ -127,9 +127,9 @@ def tokenizer_json_of_gguf(path: Path) -> str:
 
     try:
         fields = gguf.GGUFReader(path).fields
-        kind = (str(fields["tokenizer.ggml.model"].contents()), str(fields["tokenizer.ggml.pre"].contents()))
+        kind = tuple(str(fields[f"tokenizer.ggml.{key}"].contents()) for key in ("model", "pre"))
         texts = [str(text) for text in fields["tokenizer.ggml.tokens"].contents()]
-        types = [int(kind) for kind in fields["tokenizer.ggml.token_type"].contents()]
+        types = [int(number) for number in fields["tokenizer.ggml.token_type"].contents()]
         merges = [str(merge) for merge in fields["tokenizer.ggml.merges"].contents()]
     except (OSError, KeyError, ValueError, IndexError) as error:
         raise FailedPrecondition(f"{path} carries no readable tokenizer: {error!r}") from error
@@ -137,7 +137,8 @@ def tokenizer_json_of_gguf(path: Path) -> str:
         raise FailedPrecondition(
             f"{path} names the tokenizer {'/'.join(kind)}; only gpt2/smollm is supported."
         )
-    specials = [text for text, token_type in zip(texts, types, strict=True) if token_type == _CONTROL_TOKEN_TYPE]
+    kinds = zip(texts, types, strict=True)
+    specials = [text for text, token_type in kinds if token_type == _CONTROL_TOKEN_TYPE]
     return _build(texts, merges, specials)
 
 
@@ -155,7 +156,9 @@ def _build(texts: Sequence[str], merges: Sequence[str], specials: Sequence[str])
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in specials])
+    tokenizer.add_special_tokens(
+        [AddedToken(text, normalized=False, special=True) for text in specials]
+    )
     return json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False, separators=(",", ":"))
 
 

@@ -61,7 +61,7 @@ class Workload(Protocol):
         """A bound no proper answer reaches."""
 
     def prompt(self, messages: Sequence[Mapping[str, str]]) -> Prompt:
-        """Render the prompt that both arms receive; raises InvalidArgument for unusable messages."""
+        """Render the prompt that both arms receive; raises InvalidArgument where it cannot."""
 
     def grammar(self, messages: Sequence[Mapping[str, str]]) -> tuple[str, str]:
         """Return (kind, source) of the grammar of all proper answers to these messages."""

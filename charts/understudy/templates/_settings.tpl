@@ -83,5 +83,5 @@ url: redis://{{ include "understudy.fullname" .root }}-redis-{{ .role }}:6379/0
 {{- end -}}
 
 {{- define "understudy.distillerSettings" -}}
-{{- toYaml (dict "runs" "/var/lib/understudy") -}}
+{{- toYaml (merge (dict "directory" "/var/lib/understudy") .Values.distiller.settings) -}}
 {{- end -}}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import torch
 
 from services.distiller import losses
@@ -14,8 +16,11 @@ from services.distiller.workshop import Workshop
 from understudy.errors import FailedPrecondition
 from understudy.model.adapter import Adapter, new_adapter, save_adapter
 from understudy.model.transformer import Transformer
+from understudy.registry import write_manifest
 
 NAME = "snips-tools"
+FOLDER = "snips-adapter"
+FILE = "adapter.safetensors"
 RANK = 32
 ALPHA = 64.0
 BATCH_SIZE = 16
@@ -32,7 +37,7 @@ def train_adapter(workshop: Workshop) -> None:
     model = Transformer(workshop.teacher_config, teacher.weights)
     scorer = Scorer(model, teacher.weights, adapter)
 
-    def loss(batch: Batch, step: int) -> torch.Tensor:
+    def loss(batch: Batch) -> torch.Tensor:
         return losses.sft(scorer.logits(batch), batch.targets, batch.allowed, OPEN_SHARE)
 
     params = workshop.changes.apply(PARAMS)
@@ -41,9 +46,28 @@ def train_adapter(workshop: Workshop) -> None:
     trainer.resume()
     with workshop.display.task("adapter", params.num_steps) as report:
         trainer.run(report)
-    folder = workshop.directory / "models" / "snips-adapter"
+    _export(workshop, adapter, params, trainer.last_loss)
+
+
+def _export(workshop: Workshop, adapter: Adapter, params: TrainingParams, loss: float) -> None:
+    folder = workshop.directory / "models" / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    save_adapter(adapter, folder / "adapter.safetensors", torch.float16)
+    save_adapter(adapter, folder / FILE, torch.float16)
+    write_manifest(
+        folder,
+        name=NAME,
+        model_digest=adapter.base_digest,
+        files=[FILE],
+        calibrators=[],
+        facts={
+            "workload": workshop.workload.name,
+            "rank": RANK,
+            "alpha": ALPHA,
+            "batch_size": BATCH_SIZE,
+            "training": asdict(params),
+            "last_loss": loss,
+        },
+    )
 
 
 def trained_adapter(workshop: Workshop) -> Adapter:

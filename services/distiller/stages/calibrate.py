@@ -33,7 +33,15 @@ MAX_LOSS = 0.005
 CONFIDENCE_Z = 1.0
 CALIBRATOR = "calibrator.json"
 PART_SIZE = 500
-_FIELDS = ("token_ids", "logprobs", "margins", "mask_losses", "is_forced")
+_FIELDS = (
+    "token_ids",
+    "logprobs",
+    "margins",
+    "mask_losses",
+    "is_forced",
+    "is_finished",
+    "num_positions",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,10 +166,7 @@ def _call(workshop: Workshop, answer: Answered) -> ToolCall | None:
 
 
 def _save(path: Path, answers: Sequence[Answered]) -> None:
-    raw = [
-        {**{name: getattr(answer, name) for name in _FIELDS}, "num_positions": answer.num_positions}
-        for answer in answers
-    ]
+    raw = [{name: getattr(answer, name) for name in _FIELDS} for answer in answers]
     staging = path.with_suffix(".tmp")
     staging.write_text(json.dumps(raw), encoding="utf-8")
     staging.rename(path)
@@ -169,7 +174,7 @@ def _save(path: Path, answers: Sequence[Answered]) -> None:
 
 def _load(path: Path) -> list[Answered]:
     raw = json.loads(path.read_text(encoding="utf-8"))
-    return [Answered(**fields, is_finished=True) for fields in raw]
+    return [Answered(**fields, is_over=True) for fields in raw]
 
 
 def _facts(

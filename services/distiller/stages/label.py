@@ -1,4 +1,4 @@
-"""Stage 2: the teacher's log probabilities at every free position of the train rows."""
+"""Stage 2: the teacher's log probabilities at every free position of some train rows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from services.distiller.batches import collate
-from services.distiller.examples import Example
+from services.distiller.examples import Example, Examples
 from services.distiller.losses import UNUSED
 from services.distiller.scoring import Scorer
 from services.distiller.stages.adapter import trained_adapter
@@ -18,14 +18,15 @@ from services.distiller.workshop import Workshop
 from understudy.errors import FailedPrecondition
 from understudy.model.transformer import Transformer
 
+NUM_ROWS = 4096
 NUM_TOP = 8
 PART_SIZE = 512
 _BATCH_SIZE = 32
 
 
 def label_rows(workshop: Workshop) -> None:
-    """Label all train rows in parts of 512; finished parts are kept across interruptions."""
-    examples = train_examples(workshop)
+    """Label rows in parts of 512; finished parts are kept across interruptions."""
+    examples = labelled_examples(workshop)
     folder = workshop.directory / "labels"
     folder.mkdir(parents=True, exist_ok=True)
     starts = range(0, len(examples), PART_SIZE)
@@ -42,15 +43,20 @@ def label_rows(workshop: Workshop) -> None:
             report(stop, None)
 
 
+def labelled_examples(workshop: Workshop) -> Examples:
+    """Return the examples that get labels: the first train rows, which is a random choice."""
+    return train_examples(workshop).first(NUM_ROWS)
+
+
 def teaching(workshop: Workshop) -> Teaching:
-    """Return the labels of all train rows, in the order of the rows.
+    """Return the labels of the labelled examples, in their order.
 
     Raises FailedPrecondition while some are missing.
     """
     parts = [Teaching.load(path) for path in sorted((workshop.directory / "labels").glob("*.npz"))]
     labels = [part[index] for part in parts for index in range(len(part))]
-    num_rows = len(train_examples(workshop))
-    if len(labels) < num_rows:
+    num_rows = len(labelled_examples(workshop))
+    if len(labels) != num_rows:
         raise FailedPrecondition(
             f"{len(labels)} of {num_rows} rows are labelled; run --stage label first."
         )

@@ -1,7 +1,7 @@
 """Stage 3: the student. First supervised on gold and exchanged rows, then on the teacher's labels.
 
-The supervised part is most of the training, because exchanged values teach copying. The distilled
-part ends on the original rows with the teacher's distribution, which is softer than doubtful gold.
+The supervised part is most of the training, because exchanged values teach copying. In the
+distilled part every second batch carries the teacher's distribution, softer than doubtful gold.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from services.distiller import losses
-from services.distiller.batches import Batch, Batches
+from services.distiller.batches import Alternating, Batch, Batches
 from services.distiller.examples import Examples
 from services.distiller.scoring import Scorer
 from services.distiller.stages.data import augmented_examples, train_examples
-from services.distiller.stages.label import teaching
+from services.distiller.stages.label import labelled_examples, teaching
 from services.distiller.student import (
     StudentShape,
     Weights,
@@ -25,7 +25,7 @@ from services.distiller.student import (
     student_config,
     trainable,
 )
-from services.distiller.trainer import Loss, Trainer, TrainingParams
+from services.distiller.trainer import Loss, Source, Trainer, TrainingParams
 from services.distiller.workshop import Workshop
 from understudy.model.config import ModelConfig
 from understudy.model.safetensors_io import read_file, save_model, write_file
@@ -41,7 +41,7 @@ SUPERVISED = TrainingParams(
     num_steps=3000, learning_rate=2e-3, seed=1, weight_decay=0.01, checkpoint_every=200
 )
 DISTILLED = TrainingParams(
-    num_steps=800, learning_rate=5e-4, seed=2, weight_decay=0.01, checkpoint_every=200
+    num_steps=1000, learning_rate=5e-4, seed=2, weight_decay=0.01, checkpoint_every=200
 )
 _NUM_SAMPLE_BATCHES = 2
 
@@ -56,26 +56,30 @@ def train_student(workshop: Workshop) -> None:
     batches = Batches(everything, BATCH_SIZE, supervised.seed)
     _run(workshop, config, weights, batches, supervised, "supervised", _supervised)
     distilled = workshop.changes.apply(DISTILLED)
-    batches = Batches(train, BATCH_SIZE, distilled.seed, teaching(workshop))
-    _run(workshop, config, weights, batches, distilled, "distilled", _distilled)
+    taught = Batches(labelled_examples(workshop), BATCH_SIZE, distilled.seed, teaching(workshop))
+    untaught = Batches(everything, BATCH_SIZE, distilled.seed)
+    mixed = Alternating(taught, untaught)
+    _run(workshop, config, weights, mixed, distilled, "distilled", _distilled)
     folder = workshop.directory / "models" / FOLDER
-    save_model(folder, config, {name: value.detach() for name, value in weights.items()}, is_int8=True)
+    final = {name: value.detach() for name, value in weights.items()}
+    save_model(folder, config, final, is_int8=True)
     workshop.tokenizer.save(folder / "tokenizer.json")
 
 
 def _supervised(scorer: Scorer) -> Loss:
-    def loss(batch: Batch, step: int) -> Tensor:
+    def loss(batch: Batch) -> Tensor:
         return losses.sft(scorer.logits(batch), batch.targets, batch.allowed, OPEN_SHARE)
 
     return loss
 
 
 def _distilled(scorer: Scorer) -> Loss:
-    def loss(batch: Batch, step: int) -> Tensor:
+    def loss(batch: Batch) -> Tensor:
         logits = scorer.logits(batch)
-        columns, logprobs = batch.teacher_columns, batch.teacher_logprobs
-        assert columns is not None and logprobs is not None
         gold = losses.sft(logits, batch.targets, batch.allowed, OPEN_SHARE)
+        columns, logprobs = batch.teacher_columns, batch.teacher_logprobs
+        if columns is None or logprobs is None:
+            return gold
         taught = losses.forward_kl(logits, batch.allowed, columns, logprobs)
         return (1.0 - DISTILLED_SHARE) * gold + DISTILLED_SHARE * taught
 
@@ -86,7 +90,7 @@ def _run(
     workshop: Workshop,
     config: ModelConfig,
     weights: Weights,
-    batches: Batches,
+    batches: Source,
     params: TrainingParams,
     title: str,
     make_loss: Callable[[Scorer], Loss],

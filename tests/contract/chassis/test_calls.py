@@ -115,6 +115,20 @@ async def test_health_follows_the_services_state(start):
     assert running.health.reason == "the weights are gone"
 
 
+async def test_liveness_outlasts_readiness_and_ends_only_when_a_restart_helps(start):
+    running = await start(health=HealthState(is_ready=False))
+    async with open_channel(running.service.address, options=WITHOUT_POLICY) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        request = health_pb2.HealthCheckRequest(service="liveness")
+        assert (await stub.Check(request)).status == SERVING
+        running.health.mark_failed("the engine died")
+        running.health.mark_ready()
+        assert (await stub.Check(request)).status == NOT_SERVING
+
+    assert not running.health.is_ready
+    assert running.health.reason == "the engine died"
+
+
 async def test_one_leaving_health_watcher_does_not_silence_another(start):
     running = await start()
     async with open_channel(running.service.address, options=WITHOUT_POLICY) as channel:

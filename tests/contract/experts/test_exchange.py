@@ -10,7 +10,7 @@ import torch
 from google.protobuf.duration_pb2 import Duration
 
 from services.experts.servicer import EXCHANGE
-from tests.contract.experts.parts import DENSE, MIXTURE, Fleet, Worker, seeded
+from tests.contract.experts.parts import DENSE, MIXTURE, Fleet, Worker, seeded, until
 from understudy.api.experts.v1 import experts_pb2, experts_pb2_grpc
 from understudy.errors import FailedPrecondition, InvalidArgument
 from understudy.exchange.frame import (
@@ -91,7 +91,7 @@ async def test_a_frame_of_the_wrong_length_gets_an_error_reply_and_a_log_line(
         (frame_of(num_shards=0), "at least one token and one shard"),
         (frame_of(num_tokens=3), "3 tokens of hidden size 32"),
         (frame_of(epoch=2**63), "lies in the future"),
-        (frame_of(type=FrameType.TRACE_END, num_traces=300), "cannot hold them"),
+        (frame_of(type=FrameType.TRACE_END, num_traces=300), "ends 300 traces has 9600 bytes"),
     ],
 )
 async def test_a_malformed_message_is_refused_by_name(fleet: Fleet, message: bytes, sentence: str):
@@ -224,8 +224,7 @@ async def test_frames_of_two_attention_workers_at_one_layer_are_computed_in_one_
     first = asyncio.create_task(ask(worker, frame_of(layer=2)))
     await entered.wait()
     others = [asyncio.create_task(ask(worker, frame_of(layer=1, step=step))) for step in (5, 6)]
-    while worker.worker.num_unanswered < 3:
-        await asyncio.sleep(0)
+    await asyncio.to_thread(until, lambda: worker.worker.num_unanswered == 3)
     release.set()
     await asyncio.gather(first, *others)
     batches = worker.registry.get_sample_value

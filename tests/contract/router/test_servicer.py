@@ -15,6 +15,7 @@ from understudy.api.types.v1 import types_pb2
 from understudy.errors import (
     Aborted,
     DeadlineExceeded,
+    FailedPrecondition,
     InvalidArgument,
     NotFound,
     PromptTooLong,
@@ -164,6 +165,14 @@ async def test_a_pool_asked_for_by_name_answers_whatever_it_says(town: Any, pool
     _, end = await answer(house, snips(model=pool))
     assert (end.decision.pool, end.decision.reason) == (pool, Reason.REASON_REQUESTED)
     assert end.decision.attempts[0].HasField("confidence") == (pool == "slm")
+
+
+async def test_a_missing_adapter_is_for_the_operator(town: Any) -> None:
+    del town.llm._info.adapters[:]
+    house = await town.open()
+    error = await refusal(house, snips(model="llm"))
+    assert isinstance(error, FailedPrecondition)
+    assert error.metadata["adapter"] == "snips-tools"
 
 
 async def test_llm_answers_when_the_slm_pool_is_down(town: Any) -> None:
@@ -326,6 +335,11 @@ BAD: list[tuple[router_pb2.GenerateRequest, type[UnderstudyError], str]] = [
     (chat(workload="poetry"), NotFound, "workload"),
     (chat(response_schema_json="{"), UnsupportedSchema, "response_schema_json"),
     (chat(response_schema_json='{"not": {}}'), UnsupportedSchema, "response_schema_json"),
+    (
+        chat(response_schema_json='{"type": "string", "format": "odd"}'),
+        UnsupportedSchema,
+        "response_schema_json",
+    ),
     (chat(response_schema_json="{}", tools=[TOOL]), InvalidArgument, "response_schema_json"),
     (chat(sampling=types_pb2.SamplingParams(max_tokens=0)), InvalidArgument, "sampling.max_tokens"),
     (

@@ -41,14 +41,16 @@ class ApiServer:
     versions: list = field(default_factory=list)
     """Versions that watches asked for."""
     num_lists: int = 0
+    watched: asyncio.Event = field(default_factory=asyncio.Event)
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     configuration: Configuration | None = None
 
     async def answer(self, request):
         assert request.query["labelSelector"] == "kubernetes.io/service-name=experts"
-        if request.query.get("watch") != "True":
+        if request.query.get("watch") != "true":
             return self._list()
         self.versions.append(request.query["resourceVersion"])
+        self.watched.set()
         return await self._watch(request)
 
     def _list(self):
@@ -178,8 +180,7 @@ async def test_closing_ends_a_running_watch(server):
     watch = discovery.watch()
     assert await anext(watch) == frozenset()
     waiting = asyncio.ensure_future(anext(watch, "ended"))
-    while not server.versions:
-        await asyncio.sleep(0)
+    await server.watched.wait()
 
     await discovery.aclose()
 

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from services.distiller.settings import DistillerSettings
 
 from services.attention.settings import AttentionSettings
 from services.controller.settings import ControllerSettings
+from services.distiller.settings import DistillerSettings
 from services.experts.settings import ExpertsSettings
 from services.kvstore.settings import KvStoreSettings
 from services.router.settings import RouterSettings

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.unit.model.conftest import Tiny
+from tests.unit.model.conftest import Tiny, assert_near
 from understudy.errors import FailedPrecondition, Internal
 from understudy.model.adapter import (
     Adapter,
@@ -58,7 +58,7 @@ def test_rows_of_one_batch_use_their_own_adapters(tiny: Tiny) -> None:
 
     for owner, part, text in zip(owners, mixed.split(lengths), tokens.split(lengths), strict=True):
         alone = tiny if owner is None else _merged(tiny, owner)
-        torch.testing.assert_close(part, alone.logits(text), atol=1e-3, rtol=1e-3)
+        assert_near(part, alone.logits(text), tolerance=1e-3)
 
 
 def test_rows_without_adapter_are_untouched_bit_for_bit(dense: Tiny) -> None:
@@ -80,7 +80,7 @@ def test_batches_are_grouped_by_adapter(dense_config: ModelConfig) -> None:
     assert whole is not None
     assert part is not None
     everywhere = whole.apply(0, "q_proj", hidden, output)
-    torch.testing.assert_close(part.apply(0, "q_proj", hidden, output)[:1], everywhere[:1])
+    assert_near(part.apply(0, "q_proj", hidden, output)[:1], everywhere[:1])
     with pytest.raises(Internal, match="must each name their rows"):
         AdapterBatch([AdapterGroup(adapter), AdapterGroup(adapter, torch.tensor([0]))])
 
@@ -97,7 +97,7 @@ def test_fresh_adapter_changes_nothing_and_learns(dense: Tiny) -> None:
     logits = model.logits(hidden)
     torch.nn.functional.cross_entropy(logits, tokens.roll(-1)).backward()
 
-    torch.testing.assert_close(logits, dense.logits(tokens), atol=1e-4, rtol=1e-4)
+    assert_near(logits, dense.logits(tokens), tolerance=1e-4)
     for name, tensor in adapter.tensors.items():
         assert tensor.grad is not None, name
         # `up` is zero at the start, so only it has a slope in the first step.
@@ -146,7 +146,7 @@ def test_half_precision_file_is_half_as_large(dense: Tiny, tmp_path: Path) -> No
 
     assert all(tensor.dtype == torch.float32 for tensor in loaded.tensors.values())
     name = "layers.0.q_proj.up"
-    torch.testing.assert_close(loaded.tensors[name], adapter.tensors[name], atol=2e-3, rtol=1e-3)
+    assert_near(loaded.tensors[name], adapter.tensors[name], tolerance=2e-3)
 
 
 def _metadata(**changes: str) -> dict[str, str]:

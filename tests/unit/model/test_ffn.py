@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tests.unit.model.conftest import Tiny
+from tests.unit.model.conftest import Tiny, assert_near
 from understudy.errors import NotFound
 from understudy.model.config import ModelConfig
 from understudy.model.ffn import (
@@ -25,8 +25,8 @@ def test_experts_are_added_in_ascending_id_with_their_weights(mixture: Tiny) -> 
 
     first = 0.3 * ffn_shard(experts[0], hidden[:1]) + 0.7 * ffn_shard(experts[3], hidden[:1])
     third = 0.3 * ffn_shard(experts[3], hidden[2:])
-    torch.testing.assert_close(actual[:1], first)
-    torch.testing.assert_close(actual[2:], third)
+    assert_near(actual[:1], first)
+    assert_near(actual[2:], third)
 
 
 def test_tokens_without_a_held_expert_contribute_nothing(mixture: Tiny) -> None:

@@ -1,3 +1,4 @@
+import struct
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -216,4 +217,55 @@ def test_unknown_architecture_is_refused_naming_it(tmp_path: Path) -> None:
     writer.close()
 
     with pytest.raises(FailedPrecondition, match="'rwkv6' is not supported"):
+        load_model(tmp_path / "m.gguf")
+
+
+def _header(entry: bytes, num_tensors: int = 1, keys: bytes = b"", num_keys: int = 0) -> memoryview:
+    return memoryview(b"GGUF" + struct.pack("<IQQ", 3, num_tensors, num_keys) + keys + entry)
+
+
+def _text(value: bytes) -> bytes:
+    return struct.pack("<Q", len(value)) + value
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (_header(b"", num_tensors=1 << 40), "claims 1099511627776 tensors"),
+        (_header(b"", 0, _text(b"\xff"), 1), "no UTF-8"),
+        (_header(b"", 0, _text(b"k") + struct.pack("<I", 99), 1), "unknown type 99"),
+        (_header(_text(b"t") + struct.pack("<I", 5)), "'t' with 5 dimensions"),
+        (_header(_text(b"t") + struct.pack("<IQIQ", 1, 8, 999, 0)), "'t' in the unknown type 999"),
+        (_header(_text(b"t") + struct.pack("<IQIQ", 1, 33, 8, 0)), "rows of 33, no multiple of 32"),
+        (
+            _header(b"", 0, _text(b"general.alignment") + struct.pack("<II", 4, 0), 1),
+            "the alignment 0",
+        ),
+        (
+            _header(b"", 0, _text(b"k") + struct.pack("<IIQ", 9, 8, 1 << 60), 1),
+            "truncated",
+        ),
+    ],
+)
+def test_hostile_header_is_refused_without_large_work(content: memoryview, said: str) -> None:
+    with pytest.raises(FailedPrecondition, match=said):
+        parse_header("m.gguf", content)
+
+
+def test_tensor_in_a_type_without_dequantisation_is_refused_by_name(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    for key, value in (("block_count", 1), ("context_length", 8), ("embedding_length", 32)):
+        writer.add_uint32(f"llama.{key}", value)
+    writer.add_feed_forward_length(32)
+    writer.add_head_count(4)
+    writer.add_layer_norm_rms_eps(1e-5)
+    kind = gguf.GGMLQuantizationType.Q8_1
+    row = np.zeros((1, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8)
+    writer.add_tensor("token_embd.weight", row, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+    with pytest.raises(FailedPrecondition, match=r"'token_embd\.weight' in the unsupported type"):
         load_model(tmp_path / "m.gguf")

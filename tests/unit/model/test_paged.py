@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.unit.model.conftest import DENSE, Tiny
+from tests.unit.model.conftest import DENSE, Tiny, assert_near
 from understudy.errors import FailedPrecondition, Internal
 from understudy.model.attention import PackedCausal
 from understudy.model.config import ModelConfig
@@ -38,7 +38,7 @@ def test_prefill_and_decode_equal_the_packed_reference(tiny: Tiny) -> None:
     for position in range(8, 11):
         logits += _step(model, kv, [(tokens, PagedSequence(blocks, position, 1))])
 
-    torch.testing.assert_close(torch.cat(logits), tiny.logits(tokens), atol=1e-4, rtol=1e-4)
+    assert_near(torch.cat(logits), tiny.logits(tokens), tolerance=1e-4)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -65,7 +65,7 @@ def test_any_mix_of_chunks_and_decodes_equals_the_packed_reference(data: st.Data
             done[number] += rows.shape[0]
 
     for text, rows in zip(texts, logits, strict=True):
-        torch.testing.assert_close(torch.cat(rows), TINY.logits(text), atol=1e-4, rtol=1e-4)
+        assert_near(torch.cat(rows), TINY.logits(text), tolerance=1e-4)
 
 
 def test_exported_blocks_continue_a_sequence_in_another_worker(dense: Tiny) -> None:
@@ -78,7 +78,7 @@ def test_exported_blocks_continue_a_sequence_in_another_worker(dense: Tiny) -> N
         there.import_block(target, here.export_block(source))
     (logits,) = _step(model, there, [(tokens, PagedSequence([5, 7, 1], 8, 1))])
 
-    torch.testing.assert_close(logits, dense.logits(tokens)[8:], atol=1e-4, rtol=1e-4)
+    assert_near(logits, dense.logits(tokens)[8:], tolerance=1e-4)
 
 
 def test_exported_bytes_are_layer_then_kv_then_token(dense_config: ModelConfig) -> None:

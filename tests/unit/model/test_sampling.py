@@ -13,7 +13,7 @@ from understudy.errors import Internal, InvalidArgument
 from understudy.model.sampling import Sampled, SamplingParams, sample, uniform, unpack_mask
 
 # Correctness, not speed: a busy machine must not fail these.
-UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+UNHURRIED = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 GREEDY = SamplingParams()
 WARM = SamplingParams(temperature=1.0)
 PINNED = ["0.652448486374", "0.368189515652", "0.701212109522", "0.723858274590"]
@@ -111,20 +111,20 @@ def test_a_masked_draw_is_allowed_and_among_the_kept_tokens(
 def test_draws_follow_the_distribution() -> None:
     logits = torch.tensor([[math.log(p) for p in (0.5, 0.3, 0.15, 0.05)]])
 
-    counts = _draws(logits, WARM, 4000)
+    counts = _draws(logits, WARM, 2000)
 
     assert all(
-        abs(counts[token] / 4000 - p) < 0.025 for token, p in enumerate((0.5, 0.3, 0.15, 0.05))
+        abs(counts[token] / 2000 - p) < 0.035 for token, p in enumerate((0.5, 0.3, 0.15, 0.05))
     )
 
 
 def test_top_p_keeps_the_smallest_set_that_reaches_it() -> None:
     logits = torch.tensor([[math.log(p) for p in (0.15, 0.5, 0.05, 0.3)]])
 
-    counts = _draws(logits, SamplingParams(temperature=1.0, top_p=0.75), 2000)
+    counts = _draws(logits, SamplingParams(temperature=1.0, top_p=0.75), 1000)
 
     assert set(counts) == {1, 3}
-    assert abs(counts[1] / 2000 - 0.5 / 0.8) < 0.04
+    assert abs(counts[1] / 1000 - 0.5 / 0.8) < 0.05
 
 
 def test_top_k_keeps_the_best_k_and_the_lower_ids_of_equals() -> None:

@@ -11,7 +11,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from tests.unit.model.conftest import Tiny
+from tests.unit.model.conftest import Tiny, assert_near
 from understudy.model.attention import PackedCausal
 from understudy.model.ffn import FfnShards, Gates, PendingHidden, sum_partials
 from understudy.model.transformer import Transformer
@@ -68,7 +68,7 @@ def test_logits_and_greedy_tokens_equal_transformers(kind: str, tmp_path: Path) 
             pad_token_id=0,
         )[0]
 
-    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
+    assert_near(actual, expected, tolerance=1e-4)
     assert torch.equal(greedy, generated)
 
 
@@ -81,7 +81,7 @@ def test_packed_sequences_do_not_see_each_other(tiny: Tiny) -> None:
     packed = model.logits(model.forward(tokens, positions, PackedCausal(lengths)))
 
     alone = torch.cat([tiny.logits(part) for part in tokens.split(lengths)])
-    torch.testing.assert_close(packed, alone, atol=1e-5, rtol=1e-5)
+    assert_near(packed, alone, tolerance=1e-5)
 
 
 class _TwoWorkers:
@@ -119,7 +119,7 @@ def test_number_of_shards_only_changes_rounding(dense: Tiny) -> None:
     tokens = torch.arange(11)
     whole = Tiny(replace(dense.config, num_ffn_shards=1), dense.weights)
 
-    torch.testing.assert_close(whole.logits(tokens), dense.logits(tokens), atol=1e-4, rtol=1e-4)
+    assert_near(whole.logits(tokens), dense.logits(tokens), tolerance=1e-4)
 
 
 def test_gradients_reach_every_weight_of_a_whole_model(tiny: Tiny) -> None:
@@ -153,4 +153,4 @@ def test_gradients_through_padding_equal_those_of_sequences_alone(dense: Tiny) -
             start += sum(lengths)
         gradients.append(weight.grad)
 
-    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-3, rtol=1e-4)
+    assert_near(gradients[0], gradients[1], tolerance=1e-3)

@@ -20,7 +20,7 @@ from services.router.pools import (
 
 
 def info(num_running: int = 0) -> WorkerInfo:
-    return WorkerInfo("m@1", b"d", frozenset(), 4096, 10, 259, num_running, 0)
+    return WorkerInfo("m@1", b"d", frozenset(), 4096, 10, num_running, 0)
 
 
 @dataclass

@@ -21,7 +21,7 @@ def grammar_source(utterance: str) -> str:
     tools = "\n     | ".join(f"{_quoted(_head(name))} {_rule(name)}" for name in SLOTS)
     rules = "\n".join(_rules(name) for name in SLOTS)
     return (
-        '%llguidance {}\n'
+        "%llguidance {}\n"
         f"start: {tools}\n"
         f"{rules}\n"
         'value: "\\"" SPAN "\\""\n'
@@ -52,9 +52,6 @@ def _rules(name: str) -> str:
     rule = _rule(name)
     plain = [slot for slot in SLOTS[name] if (name, slot) not in REPEATABLE]
     lists = [slot for slot in SLOTS[name] if (name, slot) in REPEATABLE]
-    options = [f'{_quoted(f"{chr(34)}{slot}{chr(34)}:")} value' for slot in plain]
-    options += [f'{_quoted(f"{chr(34)}{slot}{chr(34)}:")} values' for slot in lists]
-    return (
-        f'{rule}: ({rule}_slot ("," {rule}_slot)*)? "}}}}"\n'
-        f"{rule}_slot: {' | '.join(options)}"
-    )
+    options = [f"{_quoted(f'{chr(34)}{slot}{chr(34)}:')} value" for slot in plain]
+    options += [f"{_quoted(f'{chr(34)}{slot}{chr(34)}:')} values" for slot in lists]
+    return f'{rule}: ({rule}_slot ("," {rule}_slot)*)? "}}}}"\n{rule}_slot: {" | ".join(options)}'

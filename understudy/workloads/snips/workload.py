@@ -66,9 +66,10 @@ class Snips:
         values = [value for value in call.arguments.values() for value in _items(value)]
         utterance = utterance_of(messages)
         foreign = sum(value not in utterance for value in values)
+        finding = f"{foreign} values are not in the utterance." if foreign else ""
         return [
             Verdict("schema", True),
-            Verdict("spans", not foreign, f"{foreign} values are not in the utterance." * bool(foreign)),
+            Verdict("spans", not foreign, finding),
             _disjoint(utterance, values),
         ]
 
@@ -109,7 +110,7 @@ def _items(value: ArgumentValue) -> list[str]:
 
 
 def _disjoint(utterance: str, values: Sequence[str]) -> Verdict:
-    """Pass when all values can be placed in the utterance without overlap (greedy, longest first)."""
+    """Pass when all values fit into the utterance without overlap (greedy, longest first)."""
     free = utterance
     for value in sorted(values, key=len, reverse=True):
         if value not in free:
