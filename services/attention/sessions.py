@@ -7,13 +7,16 @@ wait for it. While its queue is full, none of its commands are read.
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Final, Protocol
 
 from services.attention.metrics import SessionMetrics
 from services.attention.outputs import Failed, StepOutput
 from services.attention.sequence import SequenceKey
 from understudy.errors import Aborted, InvalidArgument, Unavailable, UnderstudyError
+
+RUNNING_SHARE: Final = 0.8
 
 
 class Canceller(Protocol):
@@ -213,16 +216,19 @@ class SessionHub:
     async def drain(self, grace_s: float) -> int:
         """Refuse new sequences and wait for the running ones; return how many were handed over.
 
-        What has not ended within `grace_s` ends with ABORTED: its router places it elsewhere.
+        What has not ended within most of `grace_s` ends with ABORTED: its router places it
+        elsewhere. The rest of the grace is for the routers to read what was said.
         """
         self.refuse(Unavailable("This attention worker is draining; use another one."))
-        try:
-            async with asyncio.timeout(grace_s):
-                while self.num_live:
-                    self._has_ended_some.clear()
-                    await self._has_ended_some.wait()
-        except TimeoutError:
-            pass
+        await self._wait_until(lambda: self.num_live == 0, RUNNING_SHARE * grace_s)
         num_unfinished = self.num_live
         self.fail_all(Aborted("This attention worker drained before the sequence had ended."))
+        await self._wait_until(lambda: not self._sessions, (1.0 - RUNNING_SHARE) * grace_s)
         return num_unfinished
+
+    async def _wait_until(self, condition: Callable[[], bool], timeout_s: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while not condition():
+                    self._has_ended_some.clear()
+                    await self._has_ended_some.wait()

@@ -1,5 +1,6 @@
 """The whole platform at work in one command: start, ask, show, stop."""
 
+import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,9 +13,9 @@ from understudy.cli.evaluation import LLM, arm_progress, run_arm
 from understudy.cli.figures import Evaluation, evaluate, percentile
 from understudy.cli.startup import private_platform
 from understudy.cli.tables import chats_table, outcomes_table, print_failures
-from understudy.cli.traffic import Outcome, Target
+from understudy.cli.traffic import Outcome, Target, send_chats
 from understudy.cli.waterfall import COMPLETE, await_trace, service_families, show_trace
-from understudy.client import Answer, Client
+from understudy.client import Answer
 from understudy.errors import UnderstudyError
 from understudy.local.platform import Platform
 from understudy.local.traces import Trace
@@ -68,7 +69,7 @@ def run_demo(console: Console, out: Path) -> DemoReport:
         target = Target(platform.grpc_address, None, CONCURRENCY, TIMEOUT_S)
         routed = run_arm(console, target, workload, rows, "auto")
         alone = run_arm(console, target, workload, rows, LLM)
-        chats = _chat(console, platform)
+        chats = _chat(console, target)
         trace = _escalated_trace(platform, routed, chats)
         console.print()
         console.print(outcomes_table(routed, alone))
@@ -78,7 +79,7 @@ def run_demo(console: Console, out: Path) -> DemoReport:
         if trace is not None:
             show_trace(trace, console, out / "trace.html")
     report = make_report(routed, alone, chats, trace)
-    print_failures(console, [*routed, *alone])
+    print_failures(console, [*routed, *alone], chats.failures)
     _print_summary(console, report, evaluate(routed, alone), evaluate(alone, alone))
     out.mkdir(parents=True, exist_ok=True)
     (out / "demo.json").write_text(json.dumps(asdict(report), indent=2) + "\n", "utf-8")
@@ -106,21 +107,15 @@ def make_report(
     )
 
 
-def _chat(console: Console, platform: Platform) -> Chats:
-    answers: list[tuple[str, Answer]] = []
-    failures: list[str] = []
-    with arm_progress(console) as progress, Client(platform.grpc_address) as client:
+def _chat(console: Console, target: Target) -> Chats:
+    with arm_progress(console) as progress:
         task = progress.add_task(f"{len(CHATS)} chats", total=len(CHATS), failed="")
-        for prompt in CHATS:
-            messages = [{"role": "user", "content": prompt}]
-            try:
-                answer = client.complete(messages=messages, max_tokens=CHAT_TOKENS)
-                answers.append((prompt, answer))
-            except UnderstudyError as error:
-                failures.append(error.message)
-                console.print(f"failed: {error.message}", markup=False)
-            progress.advance(task)
-    return Chats(tuple(answers), tuple(failures))
+        came = asyncio.run(send_chats(target, CHATS, CHAT_TOKENS, lambda: progress.advance(task)))
+    answers = zip(CHATS, came, strict=True)
+    return Chats(
+        answers=tuple((prompt, one) for prompt, one in answers if isinstance(one, Answer)),
+        failures=tuple(one.message for one in came if isinstance(one, UnderstudyError)),
+    )
 
 
 def _escalated_trace(platform: Platform, routed: Sequence[Outcome], chats: Chats) -> Trace | None:

@@ -13,6 +13,7 @@ from understudy.cli.traffic import Outcome
 from understudy.client import Answer, Decision
 
 UTTERANCE_CHARS: Final = 52
+SHOWN_FAILURES: Final = 3
 _POOL_STYLES: Final = {"slm": "green", "llm": "cyan"}
 _SHARES: Final = ("exact_match", "tool_accuracy", "slot_f1", "schema_valid", "answered_by_slm")
 
@@ -79,13 +80,16 @@ def decision_line(decision: Decision) -> str:
     )
 
 
-def print_failures(console: Console, outcomes: Sequence[Outcome], shown: int = 3) -> None:
-    """Print why rows failed, at most a few of them."""
+def print_failures(
+    console: Console, outcomes: Sequence[Outcome], others: Sequence[str] = ()
+) -> None:
+    """Print why rows and other requests failed, at most a few of them."""
     failures = [outcome.failure for outcome in outcomes if outcome.decision is None]
-    for sentence in failures[:shown]:
-        console.print(f"[red]failed:[/] {escape(sentence)}", highlight=False)
-    if len(failures) > shown:
-        console.print(f"[red]and {len(failures) - shown} more failed.[/]", highlight=False)
+    failures += others
+    for sentence in failures[:SHOWN_FAILURES]:
+        console.print(f"[red]failed:[/] {escape(sentence)}", highlight=False, soft_wrap=True)
+    if len(failures) > SHOWN_FAILURES:
+        console.print(f"[red]and {len(failures) - SHOWN_FAILURES} more failed.[/]")
 
 
 def _decision_cells(decision: Decision | None, failure: str) -> tuple[str, str, str, str, str]:

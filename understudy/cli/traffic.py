@@ -61,6 +61,29 @@ async def send_rows(
         return [task.result() for task in tasks]
 
 
+async def send_chats(
+    target: Target,
+    prompts: Sequence[str],
+    max_tokens: int,
+    on_answer: Callable[[], None],
+) -> list[Answer | UnderstudyError]:
+    """Send prompts side by side as conversations of one turn; returns what came, in order."""
+
+    async def send(client: AsyncClient, prompt: str) -> Answer | UnderstudyError:
+        messages = [{"role": "user", "content": prompt}]
+        try:
+            return await client.complete(
+                messages=messages, max_tokens=max_tokens, timeout_s=target.timeout_s
+            )
+        except UnderstudyError as error:
+            return error
+        finally:
+            on_answer()
+
+    async with AsyncClient(target.address, api_key=target.api_key) as client:
+        return list(await asyncio.gather(*(send(client, prompt) for prompt in prompts)))
+
+
 async def _send_row(
     client: AsyncClient, workload: Workload, row: Row, model: str, timeout_s: float
 ) -> Outcome:

@@ -104,6 +104,7 @@ class SliceDiscovery:
         self._source = source
         self._first_backoff_s = first_backoff_s
         self._closed = asyncio.Event()
+        self._waiting: set[asyncio.Future[Iterable[Slice]]] = set()
 
     async def watch(self) -> AsyncIterator[Endpoints]:
         """The ready endpoints, and all of them again at each change."""
@@ -111,7 +112,7 @@ class SliceDiscovery:
         backoff_s = self._first_backoff_s
         while not self._closed.is_set():
             try:
-                async for slices in self._snapshots():
+                async for slices in self._until_closed(self._snapshots()):
                     backoff_s = self._first_backoff_s
                     endpoints = endpoints_of(slices, self._selector.port_name)
                     if endpoints != last:
@@ -120,18 +121,39 @@ class SliceDiscovery:
             except VersionExpired:
                 continue
             except Unavailable as error:
-                if not self._closed.is_set():
-                    _log.warning(
-                        "The API server is away; the last known peers stand.",
-                        extra={"service_name": self._selector.service, "cause": error.message},
-                    )
+                _log.warning(
+                    "The API server is away; the last known peers stand.",
+                    extra={"service_name": self._selector.service, "cause": error.message},
+                )
                 await self._pause(backoff_s)
                 backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
 
     async def aclose(self) -> None:
-        """Close the connections; running watches end."""
+        """End running watches and close the connections."""
         self._closed.set()
+        for waiting in self._waiting:
+            waiting.cancel()
+        await asyncio.gather(*self._waiting, return_exceptions=True)
         await self._source.aclose()
+
+    async def _until_closed(
+        self, snapshots: AsyncIterator[Iterable[Slice]]
+    ) -> AsyncIterator[Iterable[Slice]]:
+        """The same snapshots; ends when `aclose` cancels the wait for the next one."""
+        while not self._closed.is_set():
+            waiting = asyncio.ensure_future(anext(snapshots))
+            self._waiting.add(waiting)
+            try:
+                snapshot = await waiting
+            except StopAsyncIteration:
+                return
+            except asyncio.CancelledError:
+                if self._closed.is_set():
+                    return
+                raise
+            finally:
+                self._waiting.discard(waiting)
+            yield snapshot
 
     async def _snapshots(self) -> AsyncIterator[Iterable[Slice]]:
         """The slices after the list and after each event, watches being renewed as they end."""

@@ -193,6 +193,9 @@ class FakeRouter(router_pb2_grpc.RouterServiceServicer):
         received_deltas: int,
     ) -> Iterator[ResponseT]:
         fault = self._next_fault()
+        if fault is not None and fault.is_hold:
+            # A generator whose caller left between two messages is never resumed.
+            context.add_callback(self.caller_left.set)
         self._break(context, request_id, fault, None)
         visible_token = token if self._is_resumable else ""
         left_s = context.time_remaining() or 0.0
@@ -215,7 +218,6 @@ class FakeRouter(router_pb2_grpc.RouterServiceServicer):
             return
         if fault.is_hold:
             _wait_for_end(context)
-            self.caller_left.set()
             context.abort(grpc.StatusCode.CANCELLED, "The caller left.")
         if fault.error is not None:
             _abort(context, fault.error, request_id)

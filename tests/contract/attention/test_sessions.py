@@ -177,13 +177,13 @@ async def test_drain_finishes_running_sequences_then_ends_streams(worker: Runnin
     router = worker.router()
     await router.send(submit(1, [65], max_tokens=20))
     await router.read()
-    response = await worker.stub.Drain(grace(WAIT_S), timeout=WAIT_S)
-    assert response.num_unfinished == 0
-    assert not worker.health.is_ready
+    draining = asyncio.create_task(_drain(worker.stub, WAIT_S))
     assert len((await router.result(1)).tokens) == 20
     with pytest.raises(grpc.aio.AioRpcError) as failure:
         await drained(router)
     assert isinstance(from_rpc_error(failure.value), Unavailable)
+    assert await draining == 0
+    assert not worker.health.is_ready
 
 
 async def test_drain_refuses_new_sequences_and_hands_over_long_ones(start: Start):

@@ -131,7 +131,7 @@ class Rig:
         self.streams: dict[str, FakeStream] = {}
         self.links: dict[str, Link] = {}
 
-    def connect(self, address: str, num_credits: int = 2) -> FakeStream:
+    def connect(self, address: str, num_credits: int = 4) -> FakeStream:
         stream = self.streams[address] = FakeStream()
         self.links[address] = self.dispatcher.connected(address, stream, num_credits)
         return stream

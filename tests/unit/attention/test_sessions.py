@@ -136,10 +136,12 @@ async def test_drain_waits_for_running_sequences_then_ends_streams(hub: SessionH
     await asyncio.sleep(0)
     assert isinstance(hub.refusal, Unavailable)
     hub.deliver({session.session_id: finish(1, 1)})
-    assert await draining == 0
     assert await session.take() is not None
     with pytest.raises(Unavailable, match="draining"):
         await session.take()
+    assert not draining.done()
+    hub.close(session)
+    assert await draining == 0
 
 
 async def test_drain_hands_over_what_outlives_the_grace(hub: SessionHub, engine: Cancels):

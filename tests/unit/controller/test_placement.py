@@ -44,7 +44,7 @@ def test_replicas_that_hold_everything_share_the_experts_evenly():
 
 def test_a_single_holder_is_preferred_for_what_only_it_holds():
     shares = place([holding("a", range(2)), holding("b", range(4))])
-    assert preferences(shares) == {"a": (0,), "b": (1, 2, 3)}
+    assert preferences(shares) == {"a": (0, 1), "b": (2, 3)}
 
 
 def test_replicas_of_different_layers_do_not_share():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from services.distiller import losses
-from services.distiller.batches import Batch, Batches, collate
+from services.distiller.batches import Alternating, Batch, Batches, collate
 from services.distiller.checkpoint import latest_checkpoint, load_checkpoint
 from services.distiller.scoring import Scorer
 from services.distiller.teaching import Teaching, TopTokens
@@ -175,3 +175,12 @@ def test_unreadable_labels_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "labels.npz").write_bytes(b"no")
     with pytest.raises(FailedPrecondition, match=r"labels\.npz"):
         Teaching.load(tmp_path / "labels.npz")
+
+
+def test_alternating_sources_take_turns() -> None:
+    even, odd = Batches(examples(8, seed=1), 4, 1), Batches(examples(12, seed=2), 4, 1)
+    both = Alternating(even, odd)
+    assert both.num_per_epoch == 6
+    for step in range(4):
+        expected = (even, odd)[step % 2].of_step(step // 2)
+        assert torch.equal(both.of_step(step).tokens, expected.tokens)
