@@ -29,10 +29,10 @@ from understudy.exchange.shards import whole_shards
 from understudy.exchange.tensors import request_pieces
 from understudy.model.config import ModelConfig
 from understudy.model.ffn import Gates, PendingHidden
-from understudy.rpc import from_rpc_error, open_sync_channel
+from understudy.rpc import WITHOUT_POLICY, from_rpc_error, open_sync_channel
 
 EXCHANGE: Final = "/understudy.api.experts.v1.ExpertsService/Exchange"
-HELLO_TIMEOUT_S: Final = 2.0
+HELLO_TIMEOUT_S: Final = 5.0
 MIN_REDIAL_S: Final = 0.05
 MAX_REDIAL_S: Final = 2.0
 SWEEP_S: Final = 0.1
@@ -189,7 +189,7 @@ class RemoteExperts:
 
     def _keep_doing(self, what: str, attempt: Callable[[], bool]) -> None:
         """Repeat an attempt until it returns False, with a growing pause after each failure."""
-        pause_s = MIN_REDIAL_S
+        pause_s, known = MIN_REDIAL_S, ""
         while not self._closed.is_set():
             started_s = time.monotonic()
             try:
@@ -203,7 +203,9 @@ class RemoteExperts:
             if self._closed.is_set():
                 return
             self._failure = f"{what}: {failure}"
-            _log.warning("Lost %s: %s", what, failure)
+            if failure != known:
+                _log.warning("%s is away: %s", what, failure)
+            known = failure
             is_steady = time.monotonic() - started_s > MAX_REDIAL_S
             pause_s = MIN_REDIAL_S if is_steady else min(2 * pause_s, MAX_REDIAL_S)
             self._closed.wait(pause_s)
@@ -223,14 +225,14 @@ class RemoteExperts:
                 self._place(response.placement)
             return True
 
-        self._keep_doing(f"the controller at {self._placement}", attempt)
+        self._keep_doing(f"The controller at {self._placement}", attempt)
 
     def _place(self, table: controller_pb2.Placement) -> None:
         placement = Placement(table.epoch, tuple(map(self._replica, table.replicas)))
         with self._lock:
             self._dispatcher.place(placement)
             addresses = {replica.address for replica in placement.replicas}
-            new = {address: open_sync_channel(address) for address in addresses - {*self._channels}}
+            new = {address: _open(address) for address in addresses - {*self._channels}}
             self._channels.update(new)
             self._note_readiness()
         for address, channel in new.items():
@@ -258,7 +260,7 @@ class RemoteExperts:
             return self._is_still_placed(address)
 
         with channel:
-            self._keep_doing(f"the expert worker at {address}", attempt)
+            self._keep_doing(f"The expert worker at {address}", attempt)
 
     def _is_still_placed(self, address: str) -> bool:
         """Say whether to dial again; an address that left the table is forgotten here."""
@@ -301,3 +303,8 @@ class RemoteExperts:
             self._ready.set()
         else:
             self._ready.clear()
+
+
+def _open(address: str) -> grpc.Channel:
+    # Retries and health are the dispatcher's business: a break must show at once.
+    return open_sync_channel(address, options=WITHOUT_POLICY)

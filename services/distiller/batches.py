@@ -74,20 +74,25 @@ class Batches:
         return [batches[i] for i in generator.permutation(len(batches))]
 
 
-class Alternating:
-    """Two sources of batches in turn, so that one kind of example does not displace the other."""
+class Interleaved:
+    """Two sources of batches: every `period`-th batch is rare, all others are common."""
 
-    def __init__(self, even: Batches, odd: Batches) -> None:
-        self._sources = (even, odd)
+    def __init__(self, rare: Batches, common: Batches, period: int) -> None:
+        self._rare, self._common, self._period = rare, common, period
 
     @property
     def num_per_epoch(self) -> int:
         """How many steps it takes until every example of both was seen."""
-        return 2 * max(source.num_per_epoch for source in self._sources)
+        rare = self._rare.num_per_epoch * self._period
+        common = -(-self._common.num_per_epoch * self._period // (self._period - 1))
+        return max(rare, common)
 
     def of_step(self, step: int) -> Batch:
         """Return the batch of a step."""
-        return self._sources[step % 2].of_step(step // 2)
+        turn, place = divmod(step, self._period)
+        if place == 0:
+            return self._rare.of_step(turn)
+        return self._common.of_step(turn * (self._period - 1) + place - 1)
 
 
 def collate(examples: Sequence[Example], taught: Sequence[TopTokens] | None = None) -> Batch:

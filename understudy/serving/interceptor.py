@@ -23,6 +23,7 @@ from understudy.rpc.metadata import REQUEST_ID_KEY, accept_request_id, set_curre
 from understudy.rpc.status import STATUS_KEY, to_status, with_metadata
 from understudy.serving.calls import RunningCalls
 from understudy.serving.observation import CallObserver, Outcome
+from understudy.serving.served_context import ServedContext
 
 if TYPE_CHECKING:
     _Interceptor = grpc.aio.ServerInterceptor[object, object]
@@ -72,7 +73,8 @@ class ChassisInterceptor(_Interceptor):
         return serve_call
 
     def _guarded(self, method: str, behaviour: "Behaviour") -> "Behaviour":
-        async def serve_call(request: object, context: "_Context") -> object:
+        async def serve_call(request: object, raw: "_Context") -> object:
+            context = ServedContext(raw)
             headers = _text_headers(context)
             request_id = accept_request_id(headers.get(REQUEST_ID_KEY))
             set_current_request_id(request_id)
@@ -154,10 +156,8 @@ def _named(error: Exception, request_id: str, method: str) -> UnderstudyError:
 
 async def _abort(context: "_Context", error: UnderstudyError) -> None:
     status = to_status(error)
-    trailing = (
-        *((key, value) for key, value in context.trailing_metadata() or ()),
-        (STATUS_KEY, status.SerializeToString()),
-    )
+    pairs = ((key, value) for key, value in context.trailing_metadata() or ())
+    trailing = (*pairs, (STATUS_KEY, status.SerializeToString()))
     await context.abort(grpc.StatusCode[error.code], status.message, trailing)
 
 

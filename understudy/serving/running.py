@@ -48,8 +48,6 @@ class RunningService:
     """Host it listens on."""
     port: int
     """Port of the gRPC server."""
-    metrics_port: int | None
-    """Port of the Prometheus endpoint, None where there is none."""
     server: grpc.aio.Server
     """The server itself."""
     calls: RunningCalls
@@ -65,6 +63,11 @@ class RunningService:
     def address(self) -> str:
         """Where peers on this machine reach the service."""
         return f"{self.host}:{self.port}"
+
+    @property
+    def metrics_port(self) -> int | None:
+        """Port of the Prometheus endpoint, None where there is none."""
+        return None if self.metrics_server is None else self.metrics_server.server_port
 
     async def drain(self, grace_s: float, hurry: asyncio.Event | None = None) -> None:
         """Stop in order, within `grace_s` seconds; at once when `hurry` is set meanwhile."""
@@ -121,22 +124,25 @@ async def start_service(
         options=_server_options(settings),
     )
     health_servicer = _add_infrastructure(server, health, services)
-    registered = register(server)
-    if inspect.isawaitable(registered):
-        await registered
+    await _register(server, register)
     host, port = _listen(server, settings.listen)
     metrics_server = _expose(settings.metrics_listen, registry)
     await server.start()
     return RunningService(
         host=host,
         port=port,
-        metrics_port=None if metrics_server is None else metrics_server.server_port,
         server=server,
         calls=calls,
         health_servicer=health_servicer,
         on_drain=on_drain,
         metrics_server=metrics_server,
     )
+
+
+async def _register(server: grpc.aio.Server, register: Register) -> None:
+    registered = register(server)
+    if inspect.isawaitable(registered):
+        await registered
 
 
 def _add_infrastructure(

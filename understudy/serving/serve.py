@@ -3,8 +3,16 @@
 import asyncio
 import logging
 import signal
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import asynccontextmanager, contextmanager
 from types import MappingProxyType
 
 from prometheus_client import CollectorRegistry
@@ -44,10 +52,7 @@ async def serve(
     A second signal cuts the grace short.
     """
     health = HealthState() if health is None else health
-    stop_tracing = configure_tracing(
-        service_name, settings.otlp_endpoint, settings.trace_sample_ratio
-    )
-    try:
+    async with _traced(service_name, settings):
         service = await start_service(
             service_name,
             register,
@@ -61,8 +66,16 @@ async def serve(
         )
         with _signals() as (stop, hurry):
             await _run(service, health, settings, tasks, stop, hurry)
+
+
+@asynccontextmanager
+async def _traced(service_name: str, settings: ServingSettings) -> AsyncIterator[None]:
+    """Export spans meanwhile, and flush what is left at the end."""
+    stop = configure_tracing(service_name, settings.otlp_endpoint, settings.trace_sample_ratio)
+    try:
+        yield
     finally:
-        await asyncio.to_thread(stop_tracing)
+        await asyncio.to_thread(stop)
 
 
 async def _run(

@@ -1,7 +1,7 @@
 """Stage 3: the student. First supervised on gold and exchanged rows, then on the teacher's labels.
 
-The supervised part is most of the training, because exchanged values teach copying. In the
-distilled part every second batch carries the teacher's distribution, softer than doubtful gold.
+Exchanged values teach copying, so they are in both parts. In the distilled part every fourth batch
+carries the teacher's distribution, softer than doubtful gold.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from services.distiller import losses
-from services.distiller.batches import Alternating, Batch, Batches
+from services.distiller.batches import Batch, Batches, Interleaved
 from services.distiller.examples import Examples
 from services.distiller.scoring import Scorer
 from services.distiller.stages.data import augmented_examples, train_examples
@@ -37,11 +37,13 @@ SHAPE = StudentShape(layers=(0, 1, 8, 18, 29), ffn_size=512, embedding_size=128)
 OPEN_SHARE = 0.1
 DISTILLED_SHARE = 0.7
 BATCH_SIZE = 16
+DISTILLED_BATCH_SIZE = 8
+LABELLED_PERIOD = 4
 SUPERVISED = TrainingParams(
     num_steps=3000, learning_rate=2e-3, seed=1, weight_decay=0.01, checkpoint_every=200
 )
 DISTILLED = TrainingParams(
-    num_steps=1000, learning_rate=5e-4, seed=2, weight_decay=0.01, checkpoint_every=200
+    num_steps=2800, learning_rate=1.5e-3, seed=2, weight_decay=0.01, checkpoint_every=200
 )
 _NUM_SAMPLE_BATCHES = 2
 
@@ -56,10 +58,14 @@ def train_student(workshop: Workshop) -> None:
     batches = Batches(everything, BATCH_SIZE, supervised.seed)
     _run(workshop, config, weights, batches, supervised, "supervised", _supervised)
     distilled = workshop.changes.apply(DISTILLED)
-    taught = Batches(labelled_examples(workshop), BATCH_SIZE, distilled.seed, teaching(workshop))
-    untaught = Batches(everything, BATCH_SIZE, distilled.seed)
-    mixed = Alternating(taught, untaught)
-    _run(workshop, config, weights, mixed, distilled, "distilled", _distilled)
+    source = Interleaved(
+        rare=Batches(
+            labelled_examples(workshop), DISTILLED_BATCH_SIZE, distilled.seed, teaching(workshop)
+        ),
+        common=Batches(everything, DISTILLED_BATCH_SIZE, distilled.seed),
+        period=LABELLED_PERIOD,
+    )
+    _run(workshop, config, weights, source, distilled, "distilled", _distilled)
     folder = workshop.directory / "models" / FOLDER
     final = {name: value.detach() for name, value in weights.items()}
     save_model(folder, config, final, is_int8=True)

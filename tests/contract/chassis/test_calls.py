@@ -52,6 +52,23 @@ async def test_call_without_deadline_gets_the_servers_maximum(start):
     assert failure.request_id
 
 
+async def test_call_cut_in_the_middle_of_a_write_still_tells_its_status(start):
+    running = await start()
+    call = running.stub.Watch(distiller_pb2.WatchRequest(run_id="flood"))
+    messages = aiter(call)
+    await anext(messages)
+    await running.probe.started.wait()
+
+    draining = asyncio.create_task(running.service.drain(0.0))
+    await running.probe.closed.wait()
+    with pytest.raises(grpc.RpcError) as caught:
+        async for _ in messages:
+            pass
+
+    assert isinstance(from_rpc_error(caught.value), errors.Unavailable)
+    await draining
+
+
 async def test_leaving_caller_closes_the_servicers_generator(start):
     running = await start()
     call = running.stub.Watch(distiller_pb2.WatchRequest(run_id="wait"))

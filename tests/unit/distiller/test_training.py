@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from services.distiller import losses
-from services.distiller.batches import Alternating, Batch, Batches, collate
+from services.distiller.batches import Batch, Batches, Interleaved, collate
 from services.distiller.checkpoint import latest_checkpoint, load_checkpoint
 from services.distiller.scoring import Scorer
 from services.distiller.teaching import Teaching, TopTokens
@@ -177,10 +177,10 @@ def test_unreadable_labels_are_refused_by_name(tmp_path: Path) -> None:
         Teaching.load(tmp_path / "labels.npz")
 
 
-def test_alternating_sources_take_turns() -> None:
-    even, odd = Batches(examples(8, seed=1), 4, 1), Batches(examples(12, seed=2), 4, 1)
-    both = Alternating(even, odd)
+def test_rare_batches_come_once_a_period() -> None:
+    rare, common = Batches(examples(8, seed=1), 4, 1), Batches(examples(12, seed=2), 4, 1)
+    both = Interleaved(rare, common, period=3)
     assert both.num_per_epoch == 6
-    for step in range(4):
-        expected = (even, odd)[step % 2].of_step(step // 2)
-        assert torch.equal(both.of_step(step).tokens, expected.tokens)
+    expected = [rare.of_step(0), common.of_step(0), common.of_step(1), rare.of_step(1)]
+    for step, batch in enumerate(expected):
+        assert torch.equal(both.of_step(step).tokens, batch.tokens)
