@@ -25,7 +25,6 @@ from understudy.api.experts.v1 import experts_pb2, experts_pb2_grpc
 from understudy.errors import FailedPrecondition, Unavailable, UnderstudyError
 from understudy.exchange import traces
 from understudy.exchange.frame import VERSION, FrameType, Header, encode_frame
-from understudy.exchange.shards import whole_shards
 from understudy.exchange.tensors import request_pieces
 from understudy.model.config import ModelConfig
 from understudy.model.ffn import Gates, PendingHidden
@@ -163,17 +162,9 @@ class RemoteExperts:
         self._micro_batch = self._micro_batch + 1 if layer == self._layer else 0
         self._layer = layer
         header = Header(
-            type=FrameType.REQUEST,
-            epoch=0,
-            step=self._step,
-            layer=layer,
-            micro_batch=self._micro_batch,
-            lane=0,
-            num_tokens=hidden.shape[0],
-            hidden_size=hidden.shape[1],
-            num_choices=0 if ids is None else ids.shape[1],
-            num_traces=len(self._traces),
-        )
+            FrameType.REQUEST, 0, self._step, layer, self._micro_batch, 0, *hidden.shape,
+            num_choices=0 if ids is None else ids.shape[1], num_traces=len(self._traces),
+        )  # fmt: skip
         pieces = request_pieces(self._traces, hidden, ids, weights)
         call = Call(header, pieces, set(range(self._config.num_ffn_shards)))
         with self._lock:
@@ -228,7 +219,7 @@ class RemoteExperts:
         self._keep_doing(f"The controller at {self._placement}", attempt)
 
     def _place(self, table: controller_pb2.Placement) -> None:
-        placement = Placement(table.epoch, tuple(map(self._replica, table.replicas)))
+        placement = Placement(table.epoch, tuple(map(self._to_replica, table.replicas)))
         with self._lock:
             self._dispatcher.place(placement)
             addresses = {replica.address for replica in placement.replicas}
@@ -240,14 +231,10 @@ class RemoteExperts:
         if not placement.replicas:
             self._failure = f"the controller knows no live expert worker of pool {self._pool!r}"
 
-    def _replica(self, share: controller_pb2.ExpertReplica) -> Replica:
-        size = self._config.num_ffn_shards, self._config.num_experts
-        return Replica(
-            share.address,
-            range(share.first_layer, share.first_layer + share.num_layers),
-            whole_shards(frozenset(share.expert_ids), *size),
-            whole_shards(frozenset(share.preferred_expert_ids), *size),
-        )
+    def _to_replica(self, share: controller_pb2.ExpertReplica) -> Replica:
+        layers = range(share.first_layer, share.first_layer + share.num_layers)
+        ids, preferred = frozenset(share.expert_ids), frozenset(share.preferred_expert_ids)
+        return Replica.of(self._config, share.address, layers, ids, preferred)
 
     def _keep_connected(self, address: str, channel: grpc.Channel) -> None:
         def attempt() -> bool:

@@ -9,11 +9,14 @@ in canonical shard order whoever computed them, so a failure changes nothing but
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Self
 
 from torch import Tensor
 
 from understudy.errors import UnderstudyError
 from understudy.exchange.frame import Buffer, Header
+from understudy.exchange.shards import whole_shards
+from understudy.model.config import ModelConfig
 from understudy.model.ffn import sum_partials
 
 
@@ -26,6 +29,20 @@ class Replica:
     shards: frozenset[int]
     preferred: frozenset[int]
     """Shards for which it is the first choice."""
+
+    @classmethod
+    def of(
+        cls,
+        config: ModelConfig,
+        address: str,
+        layers: range,
+        expert_ids: frozenset[int],
+        preferred_ids: frozenset[int],
+    ) -> Self:
+        """Translate public expert ids into the shards of a model; half a shard is none."""
+        size = config.num_ffn_shards, config.num_experts
+        shards, preferred = (whole_shards(ids, *size) for ids in (expert_ids, preferred_ids))
+        return cls(address, layers, shards, preferred)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ def test_restarted_worker_takes_a_long_prefix_from_the_store(
     argv = (valkey_binary(), *listen, "--save", "", "--dir", str(tmp_path))
     valkey = Child(argv, child_environment({}), tmp_path / "valkey.log")
     try:
-        kvstore = processes.start("kvstore", redis=f"redis://{LOOPBACK}:{port}/0")
+        kvstore = processes.start("kvstore", redis_url=f"redis://{LOOPBACK}:{port}/0")
         settings = {
             "model": str(smollm2),
             "model_name": "smollm2",
