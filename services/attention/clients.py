@@ -162,7 +162,8 @@ class RemoteExperts:
         self._micro_batch = self._micro_batch + 1 if layer == self._layer else 0
         self._layer = layer
         header = Header(
-            FrameType.REQUEST, 0, self._step, layer, self._micro_batch, 0, *hidden.shape,
+            FrameType.REQUEST, 0, self._step, layer, self._micro_batch, 0,
+            num_tokens=hidden.shape[0], hidden_size=hidden.shape[1],
             num_choices=0 if ids is None else ids.shape[1], num_traces=len(self._traces),
         )  # fmt: skip
         pieces = request_pieces(self._traces, hidden, ids, weights)

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import redis
+
 from tests.integration.processes import Processes, run_session, submit_of, wait_until
 from understudy.local.ports import LOOPBACK, free_port
 from understudy.local.processes import Child, child_environment
@@ -36,6 +38,9 @@ def test_restarted_worker_takes_a_long_prefix_from_the_store(
         fresh = run_session(first.address, [submit_of(1, prompt, 8)])[1]
         assert fresh.finished is not None
         assert fresh.finished.remote_cached_tokens == 0
+        with redis.Redis(host=LOOPBACK, port=port) as store:
+            num_chunks = len(prompt) // BLOCK - 1
+            wait_until(lambda: store.dbsize() >= num_chunks, "the chunks to be stored")
         first.child.terminate()
         wait_until(lambda: first.child.exit_code() is not None, "the worker to drain")
 
