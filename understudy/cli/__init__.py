@@ -22,7 +22,7 @@ def main() -> None:
         from understudy.cli.app import app
     except ModuleNotFoundError as error:
         sys.stderr.write(
-            f"The command line needs the package {error.name}: pip install 'understudy[local]'.\n"
+            f"The command line needs the package {error.name}: pip install 'understudy[cli]'.\n"
         )
         sys.exit(1)
     app()

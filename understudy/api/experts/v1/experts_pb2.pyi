@@ -30,7 +30,7 @@ class HelloRequest(_message.Message):
     frame_version: _builtins.int
     """Version of the frame format the caller speaks."""
     ffn_digest: _builtins.bytes
-    """Digest of the model's FFN and expert weights and their config, 32 bytes."""
+    """Digest of the model's FFN and expert weights and their config, 32 bytes; empty only asks."""
     def __init__(
         self,
         *,
