@@ -41,12 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
-    # Optimiser moments decay into denormals, which are tens of times slower on x86.
-    torch.set_flush_denormal(True)
     chosen.out.mkdir(parents=True, exist_ok=True)
     console = Console()
     display: Display = BarDisplay(console) if console.is_terminal else LineDisplay(sys.stdout)
     workshop = Workshop(chosen.out, display, Changes(chosen.steps, chosen.seed))
+    # Optimiser moments decay into denormals, which are tens of times slower on x86.
+    torch.set_flush_denormal(True)
     try:
         for stage in STAGES if chosen.stage == "all" else [chosen.stage]:
             STAGES[stage](workshop)
@@ -56,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted; the next run resumes from the newest checkpoint.\n")
         return 130
+    finally:
+        torch.set_flush_denormal(False)
     return 0
 
 

@@ -43,7 +43,7 @@ SUPERVISED = TrainingParams(
     num_steps=3000, learning_rate=2e-3, seed=1, weight_decay=0.01, checkpoint_every=200
 )
 DISTILLED = TrainingParams(
-    num_steps=2800, learning_rate=1.5e-3, seed=2, weight_decay=0.01, checkpoint_every=200
+    num_steps=11_000, learning_rate=1.5e-3, seed=2, weight_decay=0.01, checkpoint_every=500
 )
 _NUM_SAMPLE_BATCHES = 2
 
