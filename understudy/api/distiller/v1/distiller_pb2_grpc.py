@@ -57,21 +57,21 @@ class DistillerServiceServicer:
     """
 
     def Submit(self, request, context):
-        """Queues a run. INVALID_ARGUMENT names the bad field.
+        """Queues a run. Errors: INVALID_ARGUMENT names the bad field.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Watch(self, request, context):
-        """Streams a run's progress until it ends. NOT_FOUND for an unknown run.
+        """Streams a run's progress until it ends. Errors: NOT_FOUND (unknown run).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def List(self, request, context):
-        """Lists runs, newest first.
+        """Lists runs, newest first. Errors: none of its own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

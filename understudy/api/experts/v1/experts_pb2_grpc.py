@@ -64,6 +64,7 @@ class ExpertsServiceServicer:
 
     def Drain(self, request, context):
         """Stops granting credits and returns when running frames are answered or `grace` has passed.
+        Errors: INVALID_ARGUMENT (grace out of range).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -39,7 +39,9 @@ class ExpertsServiceStub:
     Hello: _grpc.UnaryUnaryMultiCallable[_experts_pb2.HelloRequest, _experts_pb2.HelloResponse]
     """Opens a pair: states what this worker holds. FAILED_PRECONDITION when the digests differ."""
     Drain: _grpc.UnaryUnaryMultiCallable[_experts_pb2.DrainRequest, _experts_pb2.DrainResponse]
-    """Stops granting credits and returns when running frames are answered or `grace` has passed."""
+    """Stops granting credits and returns when running frames are answered or `grace` has passed.
+    Errors: INVALID_ARGUMENT (grace out of range).
+    """
 
 @_typing.type_check_only
 class ExpertsServiceAsyncStub(ExpertsServiceStub):
@@ -52,7 +54,9 @@ class ExpertsServiceAsyncStub(ExpertsServiceStub):
     Hello: _aio.UnaryUnaryMultiCallable[_experts_pb2.HelloRequest, _experts_pb2.HelloResponse]  # type: ignore[assignment]
     """Opens a pair: states what this worker holds. FAILED_PRECONDITION when the digests differ."""
     Drain: _aio.UnaryUnaryMultiCallable[_experts_pb2.DrainRequest, _experts_pb2.DrainResponse]  # type: ignore[assignment]
-    """Stops granting credits and returns when running frames are answered or `grace` has passed."""
+    """Stops granting credits and returns when running frames are answered or `grace` has passed.
+    Errors: INVALID_ARGUMENT (grace out of range).
+    """
 
 class ExpertsServiceServicer(metaclass=_abc_1.ABCMeta):
     """Serves attention workers. Besides the RPCs below the service has one bidirectional stream,
@@ -74,6 +78,8 @@ class ExpertsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _experts_pb2.DrainRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_experts_pb2.DrainResponse, _abc.Awaitable[_experts_pb2.DrainResponse]]:
-        """Stops granting credits and returns when running frames are answered or `grace` has passed."""
+        """Stops granting credits and returns when running frames are answered or `grace` has passed.
+        Errors: INVALID_ARGUMENT (grace out of range).
+        """
 
 def add_ExpertsServiceServicer_to_server(servicer: ExpertsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -67,14 +67,15 @@ class RouterServiceServicer:
 
     def Resume(self, request, context):
         """Continues the stream of an earlier Generate on any replica from the journal.
-        Errors: NOT_FOUND (token unknown or expired), UNAVAILABLE (the journal is away).
+        Errors: NOT_FOUND (token unknown or expired), UNAUTHENTICATED, UNAVAILABLE (the journal
+        is away).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """Lists the models a caller may name, "auto" first.
+        """Lists the models a caller may name, "auto" first. Errors: UNAUTHENTICATED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,10 +40,11 @@ class RouterServiceStub:
     """
     Resume: _grpc.UnaryStreamMultiCallable[_router_pb2.ResumeRequest, _router_pb2.ResumeResponse]
     """Continues the stream of an earlier Generate on any replica from the journal.
-    Errors: NOT_FOUND (token unknown or expired), UNAVAILABLE (the journal is away).
+    Errors: NOT_FOUND (token unknown or expired), UNAUTHENTICATED, UNAVAILABLE (the journal
+    is away).
     """
     ListModels: _grpc.UnaryUnaryMultiCallable[_router_pb2.ListModelsRequest, _router_pb2.ListModelsResponse]
-    """Lists the models a caller may name, "auto" first."""
+    """Lists the models a caller may name, "auto" first. Errors: UNAUTHENTICATED."""
 
 @_typing.type_check_only
 class RouterServiceAsyncStub(RouterServiceStub):
@@ -57,10 +58,11 @@ class RouterServiceAsyncStub(RouterServiceStub):
     """
     Resume: _aio.UnaryStreamMultiCallable[_router_pb2.ResumeRequest, _router_pb2.ResumeResponse]  # type: ignore[assignment]
     """Continues the stream of an earlier Generate on any replica from the journal.
-    Errors: NOT_FOUND (token unknown or expired), UNAVAILABLE (the journal is away).
+    Errors: NOT_FOUND (token unknown or expired), UNAUTHENTICATED, UNAVAILABLE (the journal
+    is away).
     """
     ListModels: _aio.UnaryUnaryMultiCallable[_router_pb2.ListModelsRequest, _router_pb2.ListModelsResponse]  # type: ignore[assignment]
-    """Lists the models a caller may name, "auto" first."""
+    """Lists the models a caller may name, "auto" first. Errors: UNAUTHENTICATED."""
 
 class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
     """Serves callers."""
@@ -83,7 +85,8 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_router_pb2.ResumeResponse], _abc.AsyncIterator[_router_pb2.ResumeResponse]]:
         """Continues the stream of an earlier Generate on any replica from the journal.
-        Errors: NOT_FOUND (token unknown or expired), UNAVAILABLE (the journal is away).
+        Errors: NOT_FOUND (token unknown or expired), UNAUTHENTICATED, UNAVAILABLE (the journal
+        is away).
         """
 
     @_abc_1.abstractmethod
@@ -92,6 +95,6 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _router_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_router_pb2.ListModelsResponse, _abc.Awaitable[_router_pb2.ListModelsResponse]]:
-        """Lists the models a caller may name, "auto" first."""
+        """Lists the models a caller may name, "auto" first. Errors: UNAUTHENTICATED."""
 
 def add_RouterServiceServicer_to_server(servicer: RouterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
