@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class DistillerServiceStub:
-    """Serves operators and the CLI.
+    """Serves operators.
     """
 
     def __init__(self, channel):
@@ -53,11 +53,12 @@ class DistillerServiceStub:
 
 
 class DistillerServiceServicer:
-    """Serves operators and the CLI.
+    """Serves operators.
     """
 
     def Submit(self, request, context):
-        """Queues a run. Errors: INVALID_ARGUMENT names the bad field.
+        """Queues a run. Errors: INVALID_ARGUMENT names the bad field,
+        RESOURCE_EXHAUSTED (too many runs are queued).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -104,7 +105,7 @@ def add_DistillerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class DistillerService:
-    """Serves operators and the CLI.
+    """Serves operators.
     """
 
     @staticmethod

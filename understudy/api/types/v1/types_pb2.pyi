@@ -66,7 +66,7 @@ class SamplingParams(_message.Message):
     STOP_FIELD_NUMBER: _builtins.int
     IGNORE_EOS_FIELD_NUMBER: _builtins.int
     max_tokens: _builtins.int
-    """Caps the generated tokens; 1 to the model's context. Unset means 256."""
+    """Caps the generated tokens; 1 to the model's context. Unset leaves it to the workload, else 256."""
     temperature: _builtins.float
     """Flattens or sharpens the distribution; 0 (default) means greedy, at most 4."""
     top_p: _builtins.float
