@@ -23,7 +23,7 @@ from understudy import Answer, Client
 from understudy.api.attention.v1 import attention_pb2, attention_pb2_grpc
 from understudy.local.platform import Platform, start_platform
 from understudy.local.ports import answers_ping, free_port
-from understudy.local.processes import Child, child_environment
+from understudy.local.processes import Child, child_environment, is_running
 from understudy.local.services import valkey_binary
 from understudy.local.settings import LocalSettings
 from understudy.local.state import Phase, PlatformState, ServiceState
@@ -141,6 +141,10 @@ def live_platform(directory: Path) -> Iterator[LivePlatform]:
         )
         platform = stack.enter_context(start_platform(settings, lambda _: None, is_bound=True))
         yield LivePlatform(platform, kv, control)
+        state = PlatformState.load(settings.run_dir)
+    assert state is not None
+    left = [one.name for one in state.services if is_running(one.pid, one.started)]
+    assert not left, "the platform left processes behind"
 
 
 @dataclass(frozen=True)

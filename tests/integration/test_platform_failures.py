@@ -1,16 +1,23 @@
 """Parts of the running platform go away while it is asked: no request fails, no answer changes."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 from openai import AsyncOpenAI
 
-from tests.integration.live_platform import CALL_TIMEOUT_S, Cast, CuttableProxy, LivePlatform
+from tests.integration.live_platform import (
+    CALL_TIMEOUT_S,
+    START_TIMEOUT_S,
+    Cast,
+    CuttableProxy,
+    LivePlatform,
+)
 from tests.integration.processes import wait_until
 from understudy import (
     Answer,
     AsyncClient,
+    DecisionReason,
     Delta,
     GenerateParams,
     Started,
@@ -28,7 +35,8 @@ PROMPTS = (
     "Name three colours.",
     "Who wrote Hamlet?",
 )
-PREFIX = "Understudy serves the small model first and the large one when it must. " * 4
+LONG = "Understudy serves the small model first and the large one when it must. " * 4
+OTHER = "The store keeps what was computed once, so that nobody computes it again. " * 4
 ENDED = "understudy_attention_ended_sequences_total"
 
 
@@ -36,6 +44,11 @@ ENDED = "understudy_attention_ended_sequences_total"
 async def client(live: LivePlatform) -> AsyncIterator[AsyncClient]:
     async with AsyncClient(live.grpc_address, timeout_s=CALL_TIMEOUT_S) as made:
         yield made
+
+
+async def until(condition: Callable[[], bool], what: str) -> None:
+    """Wait without holding up the event loop."""
+    await asyncio.to_thread(wait_until, condition, what, START_TIMEOUT_S)
 
 
 def chat(text: str, max_tokens: int = NUM_TOKENS, key: str = "") -> GenerateParams:
@@ -48,7 +61,9 @@ def call(cast: Cast) -> GenerateParams:
     return {"messages": messages, "tools": find_workload("snips").tools}
 
 
-async def read_and(client: AsyncClient, params: GenerateParams, at_second_delta) -> Answer:
+async def read_and(
+    client: AsyncClient, params: GenerateParams, at_second_delta: Callable[[], None]
+) -> Answer:
     """Read an answer; do something at its second delta."""
     async with client.generate(**params) as stream:
         async for event in stream:
@@ -108,8 +123,8 @@ async def test_without_the_kv_redis_no_request_fails_and_no_answer_changes(
         operations = "understudy_kvstore_redis_operations_total"
         return live.metric("kvstore", operations, outcome="failed")
 
-    known = chat(PREFIX + PROMPTS[0])
-    new = chat(PREFIX + PROMPTS[1])
+    known = chat(LONG)
+    new = chat(OTHER)
     before, failed_before = await client.complete(**known), num_failed()
     try:
         answers = [await read_and(client, known, live.kv.kill)]
@@ -127,22 +142,52 @@ async def test_an_expert_worker_killed_among_requests_fails_none_and_changes_non
 ) -> None:
     alone = [await client.complete(**chat(prompt)) for prompt in PROMPTS]
     num_failed = failed_sequences(live)
-    is_killed = False
-
-    def kill_once() -> None:
-        nonlocal is_killed
-        if not is_killed:
-            is_killed = True
-            live.kill("experts-0")
-
-    together = await asyncio.gather(
-        *(read_and(client, chat(prompt), kill_once) for prompt in PROMPTS)
-    )
+    kill = once(lambda: live.kill("experts-0"))
+    together = await asyncio.gather(*(read_and(client, chat(prompt), kill) for prompt in PROMPTS))
     assert [answer.text for answer in together] == [answer.text for answer in alone]
     assert failed_sequences(live) == num_failed
-    wait_until(lambda: is_back(live, "experts-0"), "the killed worker to be back")
+    await until(lambda: is_back(live, "experts-0"), "the killed worker to be back")
     again = await client.complete(**chat(PROMPTS[0]))
     assert again.text == alone[0].text
+
+
+async def test_an_attention_worker_killed_mid_stream_changes_no_answer(
+    live: LivePlatform, client: AsyncClient, cast: Cast
+) -> None:
+    drawn: GenerateParams = {**chat(PROMPTS[0]), "temperature": 1.0, "seed": 7}
+    tools: GenerateParams = {**call(cast), "model": "llm"}
+    alone = [await client.complete(**drawn), await client.complete(**tools)]
+    kill = once(lambda: live.kill("attention-llm"))
+    async with AsyncClient(live.grpc_address, timeout_s=START_TIMEOUT_S) as patient:
+        together = await asyncio.gather(read_and(patient, drawn, kill), patient.complete(**tools))
+    assert is_back(live, "attention-llm")
+    for answer, expected in zip(together, alone, strict=True):
+        assert answer.text == expected.text
+        assert arguments(answer) == arguments(expected)
+        assert answer.usage.completion_tokens == expected.usage.completion_tokens
+
+
+async def test_an_slm_worker_that_died_is_stood_in_for_and_comes_back(
+    live: LivePlatform, client: AsyncClient, cast: Cast
+) -> None:
+    live.kill("attention-slm")
+    answer = await client.complete(**call(cast))
+    assert answer.tool_calls
+    assert answer.decision.reason in (DecisionReason.SLM_UNAVAILABLE, DecisionReason.SLM_ACCEPTED)
+    await until(lambda: is_back(live, "attention-slm"), "the killed worker to be back")
+    async with asyncio.timeout(CALL_TIMEOUT_S):
+        while (await client.complete(**call(cast))).decision.pool != "slm":
+            pass
+
+
+def once(act: Callable[[], None]) -> Callable[[], None]:
+    """Return what acts the first time it is called."""
+    acts = iter([act])
+    return lambda: next(acts, lambda: None)()
+
+
+def arguments(answer: Answer) -> list[dict[str, object]]:
+    return [{call.name: call.arguments} for call in answer.tool_calls]
 
 
 def failed_sequences(live: LivePlatform) -> float:
@@ -165,7 +210,7 @@ async def test_a_client_that_leaves_midway_frees_the_workers_blocks(
         busy = live.info("attention-llm")
         assert busy.num_running == 1
         assert busy.num_free_blocks < busy.num_blocks
-    wait_until(lambda: live.is_idle("attention-llm"), "the blocks to be free")
+    await until(lambda: live.is_idle("attention-llm"), "the blocks to be free")
 
 
 async def test_an_openai_client_that_leaves_midway_frees_the_workers_blocks(
@@ -177,4 +222,4 @@ async def test_an_openai_client_that_leaves_midway_frees_the_workers_blocks(
         async with stream:
             await anext(aiter(stream))
             assert live.info("attention-llm").num_running == 1
-        wait_until(lambda: live.is_idle("attention-llm"), "the blocks to be free")
+        await until(lambda: live.is_idle("attention-llm"), "the blocks to be free")

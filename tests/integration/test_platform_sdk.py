@@ -1,6 +1,7 @@
 """The SDK, blocking and asyncio, against the running platform."""
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import jsonschema_rs
@@ -161,7 +162,8 @@ async def test_a_deadline_that_passes_is_a_typed_error_with_the_request_id(
     with pytest.raises(DeadlineExceeded) as caught:
         await aclient.complete(**LONG_STORY, timeout_s=1.0)
     assert caught.value.request_id
-    wait_until(lambda: live.is_idle("attention-llm"), "the blocks of both to be free")
+    is_idle = functools.partial(live.is_idle, "attention-llm")
+    await asyncio.to_thread(wait_until, is_idle, "the blocks of both to be free")
 
 
 async def test_a_stream_cut_midway_resumes_to_the_same_text(

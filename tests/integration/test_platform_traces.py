@@ -116,4 +116,7 @@ def test_the_latest_escalated_trace_is_found_without_its_id(
 ) -> None:
     found = find_trace(live.traces, None, is_escalated=True)
     assert found.root.attributes[names.ESCALATED] is True
-    assert trace.trace_id == find_trace(live.traces, trace.trace_id.upper(), is_escalated=False).trace_id
+    assert (
+        trace.trace_id
+        == find_trace(live.traces, trace.trace_id.upper(), is_escalated=False).trace_id
+    )
