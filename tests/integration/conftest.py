@@ -26,14 +26,14 @@ def smollm2() -> Path:
     return Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LivePlatform]:
-    """The whole platform, shared by all tests that ask it."""
+    """The whole platform, shared by all tests that ask it, ended with the last of this folder."""
     with live_platform(tmp_path_factory.mktemp("platform")) as platform:
         yield platform
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cast(live: LivePlatform) -> Cast:
     """An utterance that the SLM answers, and one that escalates."""
     return ask_until_both(live.grpc_address)

@@ -160,7 +160,7 @@ async def test_an_attention_worker_killed_mid_stream_changes_no_answer(
     kill = once(lambda: live.kill("attention-llm"))
     async with AsyncClient(live.grpc_address, timeout_s=START_TIMEOUT_S) as patient:
         together = await asyncio.gather(read_and(patient, drawn, kill), patient.complete(**tools))
-    assert is_back(live, "attention-llm")
+    await until(lambda: is_back(live, "attention-llm"), "the killed worker to be back")
     for answer, expected in zip(together, alone, strict=True):
         assert answer.text == expected.text
         assert arguments(answer) == arguments(expected)
