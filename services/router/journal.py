@@ -33,7 +33,8 @@ AWAY_S: Final = 1.0
 
 _APPEND: Final = """
 if redis.call('GET', KEYS[2]) ~= ARGV[1] then return redis.call('EXISTS', KEYS[2]) - 1 end
-for i = 3, #ARGV do redis.call('RPUSH', KEYS[1], ARGV[i]) end
+if redis.call('LLEN', KEYS[1]) ~= tonumber(ARGV[3]) then return -1 end
+for i = 4, #ARGV do redis.call('RPUSH', KEYS[1], ARGV[i]) end
 redis.call('EXPIRE', KEYS[1], ARGV[2])
 redis.call('EXPIRE', KEYS[2], ARGV[2])
 return 1
@@ -151,17 +152,20 @@ class Journal:
     async def append(
         self, tenant: str, token: str, owner: str, index: int, records: Sequence[Record]
     ) -> int:
-        """Write records as their owner: 1 done, 0 taken over, -1 the entry is gone."""
+        """Write records as their owner: 1 done, 0 taken over, -1 the entry is gone.
+
+        An entry is gone, too, when a Redis that was restarted forgot its last records: records
+        are sealed to their places, so none can follow a gap.
+        """
         place = _place(tenant, token)
         sealed = [
             self._sealer.seal(_dump(record), f"{place}:{index + offset}")
             for offset, record in enumerate(records)
         ]
+        keys = (place, f"{place}:owner")
+        values = (owner, str(self._ttl_s), str(index), *sealed)
         outcome = await self._call(
-            lambda redis: cast(
-                "Awaitable[int]",
-                redis.eval(_APPEND, 2, place, f"{place}:owner", owner, str(self._ttl_s), *sealed),
-            )
+            lambda redis: cast("Awaitable[int]", redis.eval(_APPEND, 2, *keys, *values))
         )
         return int(outcome)
 

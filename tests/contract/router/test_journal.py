@@ -195,3 +195,23 @@ async def test_a_redis_that_dies_mid_answer_costs_resume_only(town: Any) -> None
     rest = [event async for event in call]
     assert text_of(seen) + text_of(rest) == "Hello."
     assert not rest[-1].finished.decision.is_resumable
+
+
+async def test_a_redis_that_forgot_the_last_record_costs_resume_only(
+    town: Any, valkey_url: str
+) -> None:
+    town.llm.reply = lambda s: FakeReply("Hello.", hold_after=None if s.committed_tokens else 3)
+    house = await town.open(control_redis=valkey_url)
+    request = chat(idempotency_key="k4")
+    async with Redis.from_url(valkey_url) as redis:
+        before = {key async for key in redis.scan_iter("journal1:*", _type="list")}
+        call = house.stub.Generate(request, timeout=TIMEOUT_S)
+        seen = await read(call, 4)
+        entries = {key async for key in redis.scan_iter("journal1:*", _type="list")} - before
+        await redis.rpop(entries.pop())
+    town.llm.release()
+    rest = [event async for event in call]
+    assert text_of(seen) + text_of(rest) == "Hello."
+    assert not rest[-1].finished.decision.is_resumable
+    again = [event async for event in house.stub.Generate(request, timeout=TIMEOUT_S)]
+    assert text_of(again) == "Hello."
