@@ -80,8 +80,8 @@ class Session:
         """Start a sequence."""
         sequence_id = self._next_id
         self._next_id += 1
-        sequence = self._sequences[sequence_id] = RemoteSequence(self, sequence_id)
         submit = to_submit(sequence_id, submission)
+        sequence = self._sequences[sequence_id] = RemoteSequence(self, sequence_id)
         self._commands.put_nowait(attention_pb2.SessionRequest(submit=submit))
         return sequence
 
