@@ -17,6 +17,7 @@ from types import MappingProxyType
 
 from prometheus_client import CollectorRegistry
 
+from understudy.rpc.channels import MAX_MESSAGE_BYTES
 from understudy.serving.health import HealthState
 from understudy.serving.ready_file import write_ready_file
 from understudy.serving.running import OnDrain, Register, RunningService, start_service
@@ -38,6 +39,7 @@ async def serve(
     spans: Mapping[str, str] = MappingProxyType({}),
     endless: Collection[str] = (),
     registry: CollectorRegistry | None = None,
+    max_receive_bytes: int = MAX_MESSAGE_BYTES,
 ) -> None:
     """Serve until a signal comes or a task fails, drain, and return (or raise its error).
 
@@ -48,6 +50,7 @@ async def serve(
     - `spans` maps "/package.Service/Method" to the name of the span that each such call gets.
     - `endless` are methods whose streams live as long as the peer: no deadline is imposed, drain
       does not wait for them, and they end with UNAVAILABLE.
+    - `max_receive_bytes` bounds one message from a peer; gRPC refuses a longer one itself.
 
     A second signal cuts the grace short.
     """
@@ -63,6 +66,7 @@ async def serve(
             spans=spans,
             endless=endless,
             registry=registry,
+            max_receive_bytes=max_receive_bytes,
         )
         with _signals() as (stop, hurry):
             await _run(service, health, settings, tasks, stop, hurry)
