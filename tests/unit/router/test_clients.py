@@ -11,6 +11,7 @@ import pytest
 from services.router.clients import Session
 from services.router.pools import Submission
 from understudy.api.attention.v1 import attention_pb2
+from understudy.errors import Unavailable
 
 SUBMISSION = cast("Submission", object())
 TO_SUBMIT = "services.router.clients.to_submit"
@@ -59,3 +60,35 @@ async def test_a_submission_that_cannot_be_told_leaves_no_phantom_on_the_session
     assert session.num_active == 1
     await session.aclose()
     assert session.num_active == 0
+
+
+async def test_a_session_that_is_closed_before_it_was_read_ends_its_sequences(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(TO_SUBMIT, told)
+    session = Session(cast("Any", FakeStub()))
+    sequence = session.submit(SUBMISSION)
+    await session.aclose()
+    with pytest.raises(Unavailable):
+        await anext(aiter(sequence))
+
+
+async def test_a_session_is_idle_once_its_last_sequence_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(TO_SUBMIT, told)
+    stub = FakeStub()
+    session = Session(cast("Any", stub))
+    await session.wait_idle()
+    session.submit(SUBMISSION)
+    session.submit(SUBMISSION).cancel()
+    waiting = asyncio.create_task(session.wait_idle())
+    finished = attention_pb2.SequenceFinished(sequence_id=1)
+    stub.call.responses.put_nowait(attention_pb2.SessionResponse(step=1))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    stub.call.responses.put_nowait(attention_pb2.SessionResponse(finished=[finished]))
+    async with asyncio.timeout(10):
+        await waiting
+    assert session.num_active == 0
+    await session.aclose()
