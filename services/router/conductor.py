@@ -1,21 +1,21 @@
 """Leads requests through admission, plan, journal and answer; the edges translate its events.
 
 A stream that another one took over (a resumed or repeated request) follows the journal from then
-on, so that both callers see the same answer.
+on, so that both callers see the same answer, and takes it up again should that one leave.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing, contextmanager
-from typing import Final
+from contextlib import aclosing, contextmanager, nullcontext
 
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from services.router.answering import Answering
-from services.router.answers import Delta, Event, Finished, Started
+from services.router.answers import Event, Started
+from services.router.following import Following
 from services.router.journal import Entry, Journal, TakenOverError
 from services.router.plans import Planner
 from services.router.records import Replay, replay
@@ -25,9 +25,6 @@ from services.router.tries import Assignment, Company
 from understudy.errors import NotFound, UnderstudyError
 from understudy.rpc import Deadline
 from understudy.telemetry import names, tracer
-
-_FOLLOW_S: Final = 0.05
-"""How often a stream that was taken over looks into the journal."""
 
 
 class Conductor:
@@ -122,36 +119,31 @@ class Conductor:
         yield Started(found.request_id, token, assignment.deadline.remaining_s)
         for delta in found.deltas[num_received:]:
             yield delta
-        num_sent = len(found.deltas)
         if found.finished is not None:
             yield found.finished
             return
-        answering = Answering(self._company, assignment, found, entry)
-        try:
-            async with aclosing(answering.events()) as events:
-                async for event in events:
-                    num_sent += isinstance(event, Delta)
-                    yield event
-        except TakenOverError:
-            assert entry is not None
-            async with aclosing(self._follow(assignment, entry.token, num_sent)) as events:
-                async for event in events:
-                    yield event
-
-    async def _follow(
-        self, assignment: Assignment, token: str, num_sent: int
-    ) -> AsyncGenerator[Delta | Finished, None]:
-        """Yield what the stream that owns the answer now writes into the journal."""
-        while True:
-            assignment.deadline.check()
-            found = replay(await self._journal.read(assignment.tenant, token))
-            for delta in found.deltas[num_sent:]:
-                yield delta
-            num_sent = max(num_sent, len(found.deltas))
-            if found.finished is not None:
-                yield found.finished
+        while found.finished is None:
+            try:
+                async with aclosing(self._answer(assignment, found, entry)) as events:
+                    async for event in events:
+                        yield event
                 return
-            await asyncio.sleep(_FOLLOW_S)
+            except TakenOverError:
+                assert entry is not None
+            following = Following(entry, assignment.deadline)
+            async with aclosing(following.events()) as news:
+                async for event in news:
+                    yield event
+            found = following.found
+
+    async def _answer(
+        self, assignment: Assignment, found: Replay, entry: Entry | None
+    ) -> AsyncGenerator[Event, None]:
+        answering = Answering(self._company, assignment, found, entry)
+        keeping = entry.kept() if entry is not None else nullcontext()
+        async with keeping, aclosing(answering.events()) as events:
+            async for event in events:
+                yield event
 
     @contextmanager
     def _serving(self, request_id: str, parent: Context | None) -> Iterator[Span]:
