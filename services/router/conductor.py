@@ -7,11 +7,19 @@ on, so that both callers see the same answer, and takes it up again should that 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager, nullcontext
 
 from opentelemetry.context import Context
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+from opentelemetry.trace import (
+    INVALID_SPAN,
+    Span,
+    SpanKind,
+    Status,
+    StatusCode,
+    format_trace_id,
+)
 
 from services.router.answering import Answering
 from services.router.answers import Event, Started
@@ -22,9 +30,12 @@ from services.router.records import Replay, replay
 from services.router.requests import Request, check_request
 from services.router.stage import ModelCard
 from services.router.tries import Assignment, Company
-from understudy.errors import NotFound, UnderstudyError
+from understudy.errors import Internal, NotFound, UnderstudyError
 from understudy.rpc import Deadline
+from understudy.rpc.metadata import current_request_id
 from understudy.telemetry import names, tracer
+
+logger = logging.getLogger(__name__)
 
 
 class Conductor:
@@ -57,6 +68,10 @@ class Conductor:
     def authenticate(self, authorization: str | None) -> str:
         """Return the tenant behind an `Authorization` value."""
         return self._company.tenants.authenticate(authorization)
+
+    def count_failure(self, error: UnderstudyError) -> None:
+        """Count a request that failed."""
+        self._company.metrics.failures.labels(error.reason).inc()
 
     async def generate(
         self,
@@ -148,20 +163,40 @@ class Conductor:
     @contextmanager
     def _serving(self, request_id: str, parent: Context | None) -> Iterator[Span]:
         """Hold a place and the root span of a request, and count its failure."""
-        metrics = self._company.metrics
         span = tracer(__name__).start_span(
             names.ROUTER_GENERATE,
             context=parent,
             kind=SpanKind.SERVER,
             attributes={names.REQUEST_ID: request_id},
         )
+        metrics = self._company.metrics
         try:
             with self._company.admission.requests.hold(), metrics.active.track_inprogress():
                 yield span
         except UnderstudyError as error:
-            metrics.failures.labels(error.reason).inc()
-            span.set_attribute(names.ERROR_TYPE, error.reason)
-            span.set_status(Status(StatusCode.ERROR, error.reason))
+            self._fail(span, error)
             raise
+        except Exception as error:  # what the interceptor is to gRPC, for both edges
+            bug = Internal("internal error")
+            self._fail(span, bug)
+            log_bug(error, request_id, span)
+            raise bug from error
         finally:
             span.end()
+
+    def _fail(self, span: Span, error: UnderstudyError) -> None:
+        self.count_failure(error)
+        span.set_attribute(names.ERROR_TYPE, error.reason)
+        span.set_status(Status(StatusCode.ERROR, error.reason))
+
+
+def log_bug(error: Exception, request_id: str, span: Span = INVALID_SPAN) -> None:
+    """Log what a caller is told as an internal error, so that both ids lead to it."""
+    logger.error(
+        "A request failed because of a bug; the caller sees INTERNAL.",
+        exc_info=error,
+        extra={
+            "request_id": request_id or current_request_id(),
+            "trace_id": format_trace_id(span.get_span_context().trace_id),
+        },
+    )
