@@ -117,9 +117,8 @@ async def start_service(
     registry = CollectorRegistry() if registry is None else registry
     health = HealthState() if health is None else health
     calls = RunningCalls(settings.max_concurrent_calls, endless)
-    observer = CallObserver(
-        tracer(f"understudy.{service_name}"), Instruments("serving", registry), spans
-    )
+    instruments = Instruments("serving", registry)
+    observer = CallObserver(tracer(f"understudy.{service_name}"), instruments, spans)
     server = grpc.aio.server(
         interceptors=[ChassisInterceptor(calls, observer, settings.max_call_s)],
         options=_server_options(settings, max_receive_bytes),

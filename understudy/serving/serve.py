@@ -41,18 +41,15 @@ async def serve(
     registry: CollectorRegistry | None = None,
     max_receive_bytes: int = MAX_MESSAGE_BYTES,
 ) -> None:
-    """Serve until a signal comes or a task fails, drain, and return (or raise its error).
+    """Serve until a signal or a failed task; drain (a second signal hurries); return or raise.
 
     - `register` adds the servicers; `services` are their full names, for health and reflection.
     - `health` says when the service takes work; from then on the ready file exists.
     - `on_drain` gets the grace in seconds and finishes or hands over the service's own work.
     - `tasks` run beside the server and are cancelled after the drain.
     - `spans` maps "/package.Service/Method" to the name of the span that each such call gets.
-    - `endless` are methods whose streams live as long as the peer: no deadline is imposed, drain
-      does not wait for them, and they end with UNAVAILABLE.
+    - `endless` methods live as long as the peer: no deadline, and drain ends them as UNAVAILABLE.
     - `max_receive_bytes` bounds one message from a peer; gRPC refuses a longer one itself.
-
-    A second signal cuts the grace short.
     """
     health = HealthState() if health is None else health
     async with _traced(service_name, settings):
