@@ -211,9 +211,7 @@ class Journal:
 
     async def _eval(self, script: str, place: str, *arguments: str | bytes) -> Any:
         return await self._call(
-            lambda redis: cast(
-                "Awaitable[Any]", redis.eval(script, 2, place, f"{place}:owner", *arguments)
-            )
+            lambda redis: redis.eval(script, 2, place, f"{place}:owner", *arguments)
         )
 
     async def _claim(self, tenant: str, request: Request, token: str) -> str:
