@@ -23,7 +23,7 @@ from understudy.local.platform import find_platform, require_platform
 from understudy.local.settings import LocalSettings
 from understudy.local.site import TRACES_FILE
 from understudy.workloads import find_workload
-from understudy.workloads.snips.dataset import Split, load_rows, load_split
+from understudy.workloads.snips.dataset import Row, Split, load_rows, load_split
 
 API_KEY_VARIABLE: Final = "UNDERSTUDY_API_KEY"
 
@@ -177,10 +177,7 @@ def evaluate_command(
     """Score the platform on rows of the SNIPS workload; starts one when none is up."""
     if pool not in ("auto", "slm", "llm"):
         raise InvalidArgument(f"--pool is {pool!r}; use auto, slm or llm.", {"field": "pool"})
-    rows = load_rows(file) if file is not None else load_split(_split(split))
-    rows = rows[:limit]
-    if not rows:
-        raise InvalidArgument("There are no rows to evaluate.", {"field": "file"})
+    rows = _rows(file, split, limit)
     console = Console(stderr=json_file == Path("-"))
     workload = find_workload("snips")
 
@@ -216,6 +213,13 @@ def _show(console: Console, result: Comparison, pool: str, json_file: Path | Non
     elif json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
+
+
+def _rows(file: Path | None, split: str, limit: int | None) -> list[Row]:
+    rows = (load_rows(file) if file is not None else load_split(_split(split)))[:limit]
+    if not rows:
+        raise InvalidArgument("There are no rows to evaluate.", {"field": "file"})
+    return rows
 
 
 def _split(name: str) -> Split:
