@@ -26,10 +26,14 @@ class AttentionSettings:
     """A `tokenizer.json`; `auto` takes the one beside the weights, or the one inside the GGUF."""
     token_budget: int = 256
     """Positions computed per step, at most: bounds how long a prompt holds up running answers."""
+    batch_share: float = 0.25
+    """Part of a step that sequences of batch priority get while others are live, (0, 1]: bounds
+    how much longer they make a step. Alone they get all of it."""
     max_sequences: int = 32
     """Sequences running at once, at most."""
     max_waiting: int = 256
-    """Sequences waiting, at most; beyond it requests are refused with a retry delay."""
+    """Sequences waiting, at most; beyond it requests are refused with a retry delay, those of
+    batch priority beyond half of it."""
     block_size: int = 16
     """Tokens per KV block, which is also the chunk of the kvstore."""
     num_blocks: int = 0
@@ -72,6 +76,10 @@ class AttentionSettings:
         ):
             if not value >= least:
                 raise SettingsError(f"{PREFIX}{field} is {value:g}; the least is {least:g}.")
+        if not 0.0 < self.batch_share <= 1.0:
+            raise SettingsError(
+                f"{PREFIX}BATCH_SHARE is {self.batch_share:g}; it is above 0 and at most 1."
+            )
         if self.ffn == "remote" and not self.placement:
             raise SettingsError(
                 f"{PREFIX}FFN is remote, so {PREFIX}PLACEMENT must name the controller's address."

@@ -208,6 +208,7 @@ def _make_core(
             token_budget=settings.token_budget,
             max_sequences=settings.max_sequences,
             max_waiting=settings.max_waiting,
+            batch_share=settings.batch_share,
             next_hash=keys.next_hash,
         ),
         runner=runner,
