@@ -8,9 +8,11 @@ evicts them between two sequences that need them; whoever runs takes precedence 
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Final
 
 from services.attention.blocks import BlockManager
 
+UNSHARED: Final = (0, b"")
 GroupKey = tuple[tuple[int, bytes], ...]
 
 
@@ -46,21 +48,18 @@ def group_key(hashes: Sequence[bytes], count: Callable[[bytes], int]) -> GroupKe
     """Return a key that sorts chains depth first by their prefix tree, largest sharing first.
 
     Each run of blocks that the same sequences have in common becomes one entry: the blocks that
-    computing it once saves, negated, and its first hash. Unshared tails need no entry.
+    computing it once saves, negated, and its first hash. Unshared tails go last.
     """
+    counts = [*map(count, hashes), 0]
     runs: list[tuple[int, bytes]] = []
-    start, num_sharing = 0, 0
-    for index, chain_hash in enumerate(hashes):
-        here = count(chain_hash)
-        if here != num_sharing:
-            if num_sharing > 1:
-                runs.append(((1 - num_sharing) * (index - start), hashes[start]))
-            start, num_sharing = index, here
-        if here <= 1:
-            return tuple(runs)
-    if num_sharing > 1:
-        runs.append(((1 - num_sharing) * (len(hashes) - start), hashes[start]))
-    return tuple(runs)
+    start = 0
+    for index, num_sharing in enumerate(counts):
+        if num_sharing != counts[start]:
+            runs.append(((1 - counts[start]) * (index - start), hashes[start]))
+            start = index
+        if num_sharing <= 1:
+            break
+    return (*runs, UNSHARED)
 
 
 class HeldBlocks:
