@@ -121,7 +121,7 @@ class Sequence:
     `tokens` are all tokens known so far, computed or not; the KV of the first `num_computed` of
     them is in `blocks`. `hashes` are the chain hashes of full blocks known so far, of which the
     first `num_sealed` blocks are sealed. `prefill_target` is where its present prefill ends.
-    `num_stalled` steps in a row gave it nothing while it ran; it has waited since the worker's
+    `num_stalled` steps in a row gave it nothing while it ran; it first waited at the worker's
     admission number `waiting_since`; `num_uncached` is the prefill it was thought to need when it
     began to wait. `num_swapped` blocks of it went to the kvstore when it was preempted.
     """
@@ -173,7 +173,7 @@ class Sequence:
         self.num_stalled = 0
         self.num_swapped = 0
         self.num_uncached = 0
-        self.waiting_since = 0
+        self.waiting_since: int | None = None
         self.submitted_s = submitted_s
 
     @property

@@ -58,7 +58,8 @@ class WaitingLine:
     def add(self, sequence: Sequence) -> None:
         """Let a sequence wait."""
         insort(self._lines[sequence.priority], sequence, key=_arrival)
-        sequence.waiting_since = self._num_admissions
+        if sequence.waiting_since is None:  # who was preempted has waited since it first came
+            sequence.waiting_since = self._num_admissions
         self.demand.add(self._hashes(sequence))
         self._are_groups_stale = True
 
@@ -86,9 +87,10 @@ class WaitingLine:
         if self._num_admissions - self._last_turn < TURN:
             return None
         late = [s for line in self._lines.values() for s in line if self._is_overdue(s)]
-        return min(late, key=lambda s: (s.waiting_since, s.arrival), default=None)
+        return min(late, key=lambda sequence: sequence.arrival, default=None)
 
     def _is_overdue(self, sequence: Sequence) -> bool:
+        assert sequence.waiting_since is not None, "It is not in the line."
         num_passed = self._num_admissions - sequence.waiting_since
         return num_passed >= PATIENCE[sequence.priority]
 
