@@ -163,9 +163,7 @@ def test_nobody_starves_under_an_endless_stream_of_more_urgent_sequences(
     scheduler = make_scheduler(
         num_blocks, BLOCK_SIZE, token_budget=budget, max_sequences=3, max_waiting=4
     )
-    patient = Sequence(
-        submission(0, range(3, 20), max_tokens=6, priority=priority, tenant="a"), 0
-    )
+    patient = Sequence(submission(0, range(3, 20), max_tokens=6, priority=priority, tenant="a"), 0)
     scheduler.add(patient, is_loading=False)
     for arrival in range(1, MAX_STEPS):
         if patient.phase is Phase.ENDED:
