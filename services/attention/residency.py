@@ -56,8 +56,8 @@ class Residency:
             hashes=self.prefix_hashes,
             num_available=lambda hashes: len(blocks.match(hashes)),
         )
-        self.preemptions: list[Preemption] = []
-        self.reloads: list[Sequence] = []
+        self._preemptions: list[Preemption] = []
+        self._reloads: list[Sequence] = []
         self._counters = counters
         self._max_sequences = max_sequences
         self._next_hash = next_hash
@@ -115,6 +115,16 @@ class Residency:
             if self.line.demand.count(chain_hash):
                 self.held.hold(chain_hash)
             sequence.num_sealed = index + 1
+
+    def take_preemptions(self) -> list[Preemption]:
+        """Return who was preempted since the last call."""
+        taken, self._preemptions = self._preemptions, []
+        return taken
+
+    def take_reloads(self) -> list[Sequence]:
+        """Return who is to load again since the last call, and has not ended meanwhile."""
+        taken, self._reloads = self._reloads, []
+        return [sequence for sequence in taken if sequence.phase is Phase.LOADING]
 
     def grow(self, plan: StepPlan, sequence: Sequence, count: int) -> bool:
         """Give a running sequence the blocks of `count` more tokens; False when it had to yield."""
@@ -206,7 +216,7 @@ class Residency:
 
     def _preempt(self, plan: StepPlan, sequence: Sequence) -> None:
         plan.withdraw(sequence)
-        self.preemptions.append(Preemption(sequence, tuple(sequence.blocks), sequence.num_sealed))
+        self._preemptions.append(Preemption(sequence, tuple(sequence.blocks), sequence.num_sealed))
         self.free(sequence)
         sequence.num_preemptions += 1
         sequence.num_computed = 0
@@ -218,7 +228,7 @@ class Residency:
         sequence.phase = Phase.LOADING
         sequence.num_swapped = 0
         self.promises.make(sequence, hashes)
-        self.reloads.append(sequence)
+        self._reloads.append(sequence)
 
     def _start(self, sequence: Sequence, hashes: list[bytes], matched: list[int]) -> None:
         num_new = self.blocks.blocks_for(len(sequence.tokens)) - len(matched)

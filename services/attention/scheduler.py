@@ -2,11 +2,13 @@
 
 Decodes go first, one token each plus whatever the grammar forced; chunks of prompts fill the rest
 of the budget exactly, so a long prompt slows running answers by a bounded amount (Dynamic
-SplitFuse, DeepSpeed-FastGen, arXiv 2401.08671). Classes go in order of urgency; sequences of batch
-priority get at most their share of a step in which others are live, so they fill gaps and delay
-nobody by more than that share. A class whose next sequence finds no room holds back the less
-urgent ones. A running sequence that got nothing for `MAX_STALLED_STEPS` steps is served first,
-with a fraction of the budget; `waiting` sees to it that nobody waits for ever to run.
+SplitFuse, DeepSpeed-FastGen, arXiv 2401.08671). The budget is a constant, and a smaller constant
+in steps in which somebody waits for tokens: a prompt that delays nobody goes in large chunks.
+Classes go in order of urgency; sequences of batch priority get at most their share of a step in
+which others are live, so they fill gaps and delay nobody by more than that share. A class whose
+next sequence finds no room holds back the less urgent ones. A running sequence that got nothing
+for `MAX_STALLED_STEPS` steps is served first, with a fraction of the budget; `waiting` sees to it
+that nobody waits for ever to run.
 
 Pure bookkeeping: no tensors, no clock, no threads. The engine thread is its only caller.
 """
@@ -44,13 +46,16 @@ class Scheduler:
         max_waiting: int,
         next_hash: NextHash,
         batch_share: float = 0.25,
+        mixed_budget: int = 0,
     ) -> None:
         """`next_hash(sequence, index)` names full block `index` of a sequence that shares KV.
 
-        `batch_share` is the part of a step that batch priority gets while others are live.
+        `batch_share` is the part of a step that batch priority gets while others are live;
+        `mixed_budget` replaces `token_budget` in steps that decode for others; 0 changes nothing.
         """
         self.blocks = blocks
         self._token_budget = token_budget
+        self._mixed_budget = min(mixed_budget or token_budget, token_budget)
         self._batch_share = batch_share
         self._max_waiting = max_waiting
         self._counters = {priority: TenantCounters() for priority in Priority}
@@ -107,10 +112,8 @@ class Scheduler:
         self, priority: Priority = Priority.STANDARD, retry_after_s: float = 1.0
     ) -> None:
         """Raise ResourceExhausted when the queue is full, for batch priority when half full."""
-        max_waiting = self._max_waiting
-        if priority is Priority.BATCH:
-            max_waiting = -(-max_waiting // BATCH_QUEUE_SHARE)
-        if self.num_waiting >= max_waiting:
+        share = BATCH_QUEUE_SHARE if priority is Priority.BATCH else 1
+        if self.num_waiting >= -(-self._max_waiting // share):
             raise ResourceExhausted(
                 f"{self.num_waiting} sequences wait already and {self.blocks.num_free} of "
                 f"{self.blocks.num_blocks} blocks are free; try again in {retry_after_s:.3g} s.",
@@ -168,9 +171,12 @@ class Scheduler:
 
     def schedule(self) -> list[ScheduledChunk]:
         """Return the chunks of the next step; every one has its blocks."""
-        plan = StepPlan(self._token_budget, self._batch_budget())
-        self._serve_stalled(plan)
-        for sequence in self._running(is_decoding=True):
+        decoding = self._running(is_decoding=True)
+        is_mixed = any(sequence.priority < Priority.BATCH for sequence in decoding)
+        budget = self._mixed_budget if is_mixed else self._token_budget
+        plan = StepPlan(budget, self._batch_budget(budget))
+        self._serve_stalled(plan, budget)
+        for sequence in decoding:
             self._serve(plan, sequence, plan.room(sequence.priority))
         is_held_up = self._admit_overdue(plan)
         for priority in Priority:
@@ -183,20 +189,18 @@ class Scheduler:
 
     def take_preemptions(self) -> list[Preemption]:
         """Return who was preempted since the last call; their blocks may be overwritten soon."""
-        taken, self._residency.preemptions = self._residency.preemptions, []
-        return taken
+        return self._residency.take_preemptions()
 
     def take_reloads(self) -> list[Sequence]:
         """Return the sequences, loading now, whose KV is to be fetched from the kvstore again."""
-        taken, self._residency.reloads = self._residency.reloads, []
-        return [sequence for sequence in taken if sequence.phase is Phase.LOADING]
+        return self._residency.take_reloads()
 
     def advance(self, chunk: ScheduledChunk) -> None:
         """Record that a chunk was computed; seals the blocks it filled when KV is shared."""
         sequence = chunk.sequence
         if sequence.is_decoding:
-            counters = self._counters[sequence.priority]
-            counters.charge(sequence.tenant, DECODE_WEIGHT * chunk.num_tokens)
+            served = DECODE_WEIGHT * chunk.num_tokens
+            self._counters[sequence.priority].charge(sequence.tenant, served)
         sequence.num_computed += chunk.num_tokens
         sequence.computed_positions += chunk.num_tokens
         self._residency.seal(sequence)
@@ -220,7 +224,6 @@ class Scheduler:
             assert sequence.phase is Phase.RUNNING or not sequence.blocks, "Blocks of an idle one."
         assert by_phase[Phase.RUNNING] == {s.key for s in residency.running}, "Running differs."
         assert by_phase[Phase.WAITING] == {s.key for s in residency.line}, "The line differs."
-        assert not by_phase[Phase.ENDED], "An ended sequence is still live."
         if not by_phase[Phase.WAITING]:
             assert not len(residency.line.demand), "Prefixes are demanded by nobody."
             assert not len(residency.held), "Blocks are held for nobody."
@@ -232,22 +235,20 @@ class Scheduler:
     def _backlog(self) -> Iterator[Backlog]:
         for sequence in self._sequences.values():
             is_running = sequence.phase is Phase.RUNNING
-            num_tokens = sequence.num_uncached
-            if is_running:
-                num_tokens = max(0, sequence.prefill_target - sequence.num_computed)
+            num_left = max(0, sequence.prefill_target - sequence.num_computed)
+            num_tokens = num_left if is_running else sequence.num_uncached
             if num_tokens:
                 yield Backlog(sequence.priority, sequence.tenant, num_tokens, is_running)
 
-    def _batch_budget(self) -> int:
-        residency = self._residency
-        others = (s for s in (*residency.running, *residency.line) if s.priority < Priority.BATCH)
-        if next(others, None) is None:
-            return self._token_budget
-        return max(1, int(self._token_budget * self._batch_share))
+    def _batch_budget(self, budget: int) -> int:
+        live = (*self._residency.running, *self._residency.line)
+        if all(sequence.priority is Priority.BATCH for sequence in live):
+            return budget
+        return max(1, int(budget * self._batch_share))
 
     def _running(self, *, is_decoding: bool) -> list[Sequence]:
-        chosen = [s for s in self._residency.running if s.is_decoding is is_decoding]
-        return sorted(chosen, key=lambda sequence: (sequence.priority, sequence.arrival))
+        by_urgency = sorted(self._residency.running, key=lambda s: (s.priority, s.arrival))
+        return [sequence for sequence in by_urgency if sequence.is_decoding is is_decoding]
 
     def _serve(self, plan: StepPlan, sequence: Sequence, room: int) -> None:
         if sequence.phase is not Phase.RUNNING or sequence in plan:
@@ -256,18 +257,18 @@ class Scheduler:
         if count and self._residency.grow(plan, sequence, count):
             plan.add(sequence, count)
 
-    def _serve_stalled(self, plan: StepPlan) -> None:
-        stalled = [s for s in self._residency.running if s.num_stalled >= MAX_STALLED_STEPS]
-        if stalled:
-            longest = max(stalled, key=lambda sequence: sequence.num_stalled)
-            self._serve(plan, longest, max(1, self._token_budget // STALLED_SHARE))
+    def _serve_stalled(self, plan: StepPlan, budget: int) -> None:
+        running = self._residency.running
+        longest = max(running, key=lambda sequence: sequence.num_stalled, default=None)
+        if longest is not None and longest.num_stalled >= MAX_STALLED_STEPS:
+            self._serve(plan, longest, max(1, budget // STALLED_SHARE))
 
     def _note_stalls(self, plan: StepPlan) -> None:
         for sequence in self._residency.running:
             sequence.num_stalled = 0 if sequence in plan else sequence.num_stalled + 1
 
     def _admit_overdue(self, plan: StepPlan) -> bool:
-        """Admit who has waited for too long; return whether everyone has to wait for its room."""
+        """Admit who waited for too long; return whether everyone has to wait for its room."""
         sequence = self._residency.line.overdue()
         if sequence is None or plan.room(sequence.priority) == 0:
             return False

@@ -25,7 +25,10 @@ class AttentionSettings:
     tokenizer: str = "auto"
     """A `tokenizer.json`; `auto` takes the one beside the weights, or the one inside the GGUF."""
     token_budget: int = 256
-    """Positions computed per step, at most: bounds how long a prompt holds up running answers."""
+    """Positions computed per step, at most: larger chunks of a prompt are computed faster."""
+    mixed_token_budget: int = 64
+    """Positions computed per step while answers run, at most: bounds the time between their
+    tokens while a prompt arrives. Measured by `benchmarks.scheduling`."""
     batch_share: float = 0.25
     """Part of a step that sequences of batch priority get while others are live, (0, 1]: bounds
     how much longer they make a step. Alone they get all of it."""
@@ -62,6 +65,7 @@ class AttentionSettings:
     def __post_init__(self) -> None:
         for field, value, least in (
             ("TOKEN_BUDGET", self.token_budget, 1),
+            ("MIXED_TOKEN_BUDGET", self.mixed_token_budget, 1),
             ("MAX_SEQUENCES", self.max_sequences, 1),
             ("MAX_WAITING", self.max_waiting, 1),
             ("BLOCK_SIZE", self.block_size, 1),

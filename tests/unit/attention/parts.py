@@ -87,6 +87,7 @@ def make_scheduler(
     max_sequences: int = 8,
     max_waiting: int = 8,
     batch_share: float = 0.25,
+    mixed_budget: int = 0,
 ) -> Scheduler:
     """A scheduler over a few small blocks."""
     return Scheduler(
@@ -95,6 +96,7 @@ def make_scheduler(
         max_sequences=max_sequences,
         max_waiting=max_waiting,
         batch_share=batch_share,
+        mixed_budget=mixed_budget,
         next_hash=lambda sequence, index: chain_hash(sequence, index, block_size),
     )
 

@@ -60,6 +60,25 @@ def test_batch_priority_gets_all_of_a_step_alone_and_its_share_beside_others():
     assert step(scheduler) == {1: 8}
 
 
+def test_smaller_budget_holds_while_somebody_decodes():
+    scheduler = make_scheduler(token_budget=16, mixed_budget=4)
+    first = add(scheduler, 1, 20)
+    assert step(scheduler) == {1: 16}
+    assert step(scheduler) == {1: 4}
+    add(scheduler, 2, 20)
+    assert step(scheduler) == {1: 1, 2: 3}
+    scheduler.end(first)
+    assert step(scheduler) == {2: 16}
+
+
+def test_batch_priority_alone_has_the_whole_budget_while_it_decodes():
+    scheduler = make_scheduler(token_budget=16, mixed_budget=4)
+    add(scheduler, 1, 4, BATCH)
+    step(scheduler)
+    add(scheduler, 2, 20, BATCH)
+    assert step(scheduler) == {1: 1, 2: 15}
+
+
 def test_urgent_sequence_takes_the_place_and_blocks_of_a_less_urgent_one():
     scheduler = make_scheduler(num_blocks=4, block_size=4, max_sequences=1)
     batch = add(scheduler, 1, 8, BATCH)
