@@ -42,6 +42,7 @@ Address = Annotated[
 ApiKey = Annotated[str | None, typer.Option(envvar=API_KEY_VARIABLE, help="Your API key.")]
 ModelName = Annotated[str, typer.Option("--model", help="auto, slm or llm.")]
 TimeoutS = Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds for one answer.")]
+PriorityName = Annotated[str, typer.Option("--priority", help="interactive, standard or batch.")]
 MaxTokens = Annotated[int | None, typer.Option(min=1, help="Most tokens to generate.")]
 
 
@@ -104,6 +105,7 @@ def call(
     ] = None,
     schema: Annotated[str | None, typer.Option(help="JSON Schema file for the answer.")] = None,
     max_tokens: MaxTokens = None,
+    priority: PriorityName = "standard",
     timeout_s: TimeoutS = 120.0,
     address: Address = None,
     api_key: ApiKey = None,
@@ -112,6 +114,7 @@ def call(
     params: GenerateParams = {
         "messages": [{"role": "user", "content": text}],
         "model": model,
+        "priority": priority,
         "timeout_s": timeout_s,
     }
     if max_tokens is not None:
