@@ -111,7 +111,9 @@ def build_request(params: GenerateParams, idempotency_key: str) -> router_pb2.Ge
         sampling=_sampling(params),
         workload=params.get("workload", ""),
         idempotency_key=params.get("idempotency_key") or idempotency_key,
-        priority=_priority(params["priority"]) if "priority" in params else None,
+        priority=_priority(params["priority"])
+        if "priority" in params
+        else types_pb2.PRIORITY_UNSPECIFIED,
     )
 
 
@@ -182,7 +184,7 @@ def _tool_choice(choice: str) -> router_pb2.ToolChoice:
     return router_pb2.ToolChoice(mode=router_pb2.ToolChoice.MODE_NAMED, name=choice)
 
 
-def _priority(name: str) -> types_pb2.Priority:
+def _priority(name: str) -> types_pb2.Priority.ValueType:
     if name not in _PRIORITIES:
         raise _invalid("priority", f"is {name!r}; use one of {', '.join(_PRIORITIES)}")
     return _PRIORITIES[name]
