@@ -15,7 +15,8 @@ from understudy.chunks import config_digest
 from understudy.errors import FailedPrecondition
 from understudy.model.adapter import Adapter, load_adapter
 from understudy.model.config import ModelConfig
-from understudy.model.ffn import Experts
+from understudy.model.ffn import Experts, is_placed
+from understudy.model.kv_planes import DTYPES, block_bytes
 from understudy.model.paged import PagedKv
 from understudy.model.transformer import Transformer
 from understudy.model.weights import LoadedModel, load_model
@@ -23,7 +24,6 @@ from understudy.text.tokenizer import Tokenizer
 
 BUNDLED: Final = "smollm2"
 DTYPE: Final = "float32"
-DTYPE_BYTES: Final = 4
 COMPUTE_MODE: Final = "exact"
 VERSION_DIGITS: Final = 8
 
@@ -57,14 +57,14 @@ def serve_model(
     settings: AttentionSettings, loaded: LoadedModel, experts: Experts | None = None
 ) -> ServedModel:
     """Load what goes with the weights and reserve KV; feed-forwards are local without `experts`."""
-    config, weights = loaded.config, loaded.weights
+    config, weights = loaded.config, loaded.stored
     tokenizer = load_tokenizer(settings.tokenizer, model_path(settings.model))
     if tokenizer.vocab_size > config.vocab_size:
         raise FailedPrecondition(
             f"The tokenizer has {tokenizer.vocab_size} tokens, the model only {config.vocab_size}."
         )
     if experts is not None:
-        weights = {name: weights[name] for name in weights if not _is_remote(name)}
+        weights = {name: weights[name] for name in weights if not is_placed(name)}
     adapters = {
         name: load_adapter(_adapter_file(path), config, loaded.digest)
         for name, path in settings.adapter_paths().items()
@@ -75,7 +75,7 @@ def serve_model(
     return ServedModel(
         version=f"{settings.model_name}@{loaded.digest[:VERSION_DIGITS]}",
         model=Transformer(config, weights, experts),
-        kv=PagedKv(config, num_blocks, settings.block_size),
+        kv=PagedKv(config, num_blocks, settings.block_size, DTYPES[DTYPE]),
         tokenizer=tokenizer,
         adapters=adapters,
         kv_digests={
@@ -90,12 +90,12 @@ def resolve_num_blocks(settings: AttentionSettings, config: ModelConfig) -> int:
     """Return the number of KV blocks: as set, or what fits the memory set for them."""
     if settings.num_blocks:
         return settings.num_blocks
-    token_bytes = config.num_layers * 2 * config.num_kv_heads * config.head_dim * DTYPE_BYTES
-    num_blocks = (settings.kv_memory_mib << 20) // (token_bytes * settings.block_size)
+    size_bytes = block_bytes(config, settings.block_size, DTYPES[DTYPE])
+    num_blocks = (settings.kv_memory_mib << 20) // size_bytes
     if num_blocks == 0:
         raise FailedPrecondition(
-            f"{settings.kv_memory_mib} MiB hold no KV block of {settings.block_size} tokens at"
-            f" {token_bytes} bytes a token; raise UNDERSTUDY_ATTENTION_KV_MEMORY_MIB."
+            f"{settings.kv_memory_mib} MiB hold no KV block of {settings.block_size} tokens, which"
+            f" takes {size_bytes} bytes; raise UNDERSTUDY_ATTENTION_KV_MEMORY_MIB."
         )
     return num_blocks
 
@@ -137,7 +137,3 @@ def _bundled_path() -> Path:
             " install the extra `local` or name a model file."
         )
     return Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
-def _is_remote(name: str) -> bool:
-    return ".mlp." in name or ".block_sparse_moe.experts." in name

@@ -29,7 +29,7 @@ LAYER_NAMES = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
-    "block_sparse_moe.gate": "ffn_gate_inp",
+    "mlp.gate": "ffn_gate_inp",
 }
 
 
@@ -54,9 +54,9 @@ def _named(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, Tens
             if weight is not None:
                 value = weight if heads is None else _interleaved(weight, heads)
                 named[f"blk.{layer}.{short}.weight"] = value
-        for which, short in (("w1", "gate"), ("w2", "down"), ("w3", "up")):
+        for which, short in (("gate_proj", "gate"), ("down_proj", "down"), ("up_proj", "up")):
             experts = [
-                weights[f"{prefix}.block_sparse_moe.experts.{e}.{which}.weight"]
+                weights[f"{prefix}.mlp.experts.{e}.{which}.weight"]
                 for e in range(config.num_experts)
             ]
             if experts:
@@ -191,7 +191,11 @@ def test_absent_file_is_refused(tmp_path: Path) -> None:
         ("blk.0.attn_q.weight", torch.ones(30, 32), "not divisible into 4 heads"),
         ("blk.0.ffn_up.weight", torch.ones(47, 32), r"shape \(47, 32\); the config needs"),
         ("blk.0.ffn_up.weight", torch.full((48, 32), torch.nan), "not finite"),
-        ("blk.0.attn_q.bias", torch.ones(32), "unknown tensor 'blk.0.attn_q.bias'"),
+        (
+            "blk.0.attn_q.bias",
+            torch.ones(32),
+            "unknown tensor 'model.layers.0.self_attn.q_proj.bias'",
+        ),
         ("blk.9.ffn_norm.weight", torch.ones(32), "unknown tensor 'model.layers.9"),
     ],
 )
