@@ -38,13 +38,14 @@ class LatentHeads:
         """
         num_heads, nope_dim = self.key_up.shape[:2]
         both = self.up(latent).view(latent.shape[0], num_heads, -1)
-        key, value = both.split((nope_dim, self.value_dim), dim=-1)
+        key, value = both[..., :nope_dim], both[..., nope_dim:]
         shared = rope_key[:, None].expand(-1, num_heads, -1)
         return torch.cat((key, shared), dim=-1), value
 
     def absorb(self, query: Tensor) -> Tensor:
         """Return queries (T, H, kv_rank + rope_dim) that attend over latents and rope keys."""
-        nope, rope = query.split((self.key_up.shape[1], query.shape[2] - self.key_up.shape[1]), -1)
+        nope_dim = self.key_up.shape[1]
+        nope, rope = query[..., :nope_dim], query[..., nope_dim:]
         return torch.cat((torch.einsum("thn,hnr->thr", nope, self.key_up), rope), dim=-1)
 
     def lift(self, attended: Tensor) -> Tensor:

@@ -39,7 +39,8 @@ def choose_experts(
 
 
 def _within_best_groups(rule: GateRule, ranked: Tensor) -> Tensor:
-    grouped = ranked.unflatten(1, (rule.num_groups, -1))  # (T, groups, experts of each)
+    size = ranked.shape[1] // rule.num_groups
+    grouped = ranked.view(ranked.shape[0], rule.num_groups, size)
     num_best = 1 if rule.group_score == "max" else 2
     merit = grouped.topk(num_best, dim=-1).values.sum(dim=-1)
     best = merit.topk(rule.num_top_groups, dim=-1).indices

@@ -20,6 +20,8 @@ from understudy.model.traits import CacheEntry
 # Every plane starts where an element of any type may start.
 ALIGNMENT: Final = 4
 SCALE_BYTES: Final = 4
+# Vectors of smaller numbers count as zero, and zero has a scale.
+LEAST_LARGEST: Final = 1e-20
 DTYPES: Final = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -56,8 +58,7 @@ class Plane:
 
 def quantise(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Return int8 values and float32 scales (T, heads) of rows (T, heads, width)."""
-    largest = rows.abs().amax(dim=-1).float()
-    scales = torch.where(largest > 0, largest / 127.0, torch.ones_like(largest))
+    scales = rows.abs().amax(dim=-1).float().clamp_min(LEAST_LARGEST) / 127.0
     return (rows.float() / scales.unsqueeze(-1)).round().to(torch.int8), scales
 
 
@@ -88,12 +89,12 @@ def _plane(
 ) -> Plane:
     inner = (block_size, entry.num_heads, entry.width)
     size = math.prod(inner) * dtype.itemsize
-    values = storage[:, start : start + size].view(dtype).unflatten(1, inner)
+    values = storage[:, start : start + size].view(dtype).view(-1, *inner)
     if dtype != torch.int8:
         return Plane(values)
     start += _aligned(size)
     scales = storage[:, start : start + block_size * entry.num_heads * SCALE_BYTES]
-    return Plane(values, scales.view(torch.float32).unflatten(1, inner[:2]))
+    return Plane(values, scales.view(torch.float32).view(-1, *inner[:2]))
 
 
 def _plane_bytes(entry: CacheEntry, block_size: int, dtype: torch.dtype) -> int:

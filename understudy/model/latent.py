@@ -55,8 +55,8 @@ class LatentAttention:
         query = query.view(hidden.shape[0], self._num_heads, -1)
         if shape.query_scale != 1.0:
             query = query * shape.query_scale
-        nope, rope = query.split((shape.nope_dim, shape.rope_dim), dim=-1)
-        latent, rope_key = both.split((shape.kv_rank, shape.rope_dim), dim=-1)
+        nope, rope = query[..., : shape.nope_dim], query[..., shape.nope_dim :]
+        latent, rope_key = both[:, : shape.kv_rank], both[:, shape.kv_rank :]
         latent = self._normalise(latent, self._norm)
         if shape.kv_scale != 1.0:
             latent = latent * shape.kv_scale
@@ -70,7 +70,7 @@ class LatentAttention:
     def _heads(self) -> LatentHeads:
         shape = self._shape
         up = self._up.matrix.dense().view(self._num_heads, -1, shape.kv_rank)
-        key_up, value_up = up.split((shape.nope_dim, shape.value_dim), dim=1)
+        key_up, value_up = up[:, : shape.nope_dim], up[:, shape.nope_dim :]
         return LatentHeads(self._up, key_up, value_up, self._scale)
 
     def _normalise(self, states: Tensor, weight: Tensor) -> Tensor:
