@@ -19,11 +19,10 @@ from understudy.model.ffn import Experts, is_placed
 from understudy.model.kv_planes import DTYPES, block_bytes
 from understudy.model.paged import PagedKv
 from understudy.model.transformer import Transformer
-from understudy.model.weights import LoadedModel, load_model
+from understudy.model.weights import MATRIX_DTYPES, LoadedModel, load_model
 from understudy.text.tokenizer import Tokenizer
 
 BUNDLED: Final = "smollm2"
-DTYPE: Final = "float32"
 COMPUTE_MODE: Final = "exact"
 VERSION_DIGITS: Final = 8
 
@@ -50,7 +49,7 @@ class ServedModel:
 
 def load_weights(settings: AttentionSettings) -> LoadedModel:
     """Load and check the weights that `settings` names."""
-    return load_model(model_path(settings.model))
+    return load_model(model_path(settings.model), MATRIX_DTYPES[settings.weights_dtype])
 
 
 def serve_model(
@@ -70,16 +69,20 @@ def serve_model(
         for name, path in settings.adapter_paths().items()
     }
     digests = {"": "", **{name: adapter.digest for name, adapter in adapters.items()}}
+    # Keys and values depend on how their weights were rounded.
+    mode = COMPUTE_MODE
+    if settings.weights_dtype != "float32":
+        mode = f"{COMPUTE_MODE}-{settings.weights_dtype}"
     num_blocks = resolve_num_blocks(settings, config)
     limit = settings.max_context or config.max_positions
     return ServedModel(
         version=f"{settings.model_name}@{loaded.digest[:VERSION_DIGITS]}",
         model=Transformer(config, weights, experts),
-        kv=PagedKv(config, num_blocks, settings.block_size, DTYPES[DTYPE]),
+        kv=PagedKv(config, num_blocks, settings.block_size, DTYPES[settings.kv_dtype]),
         tokenizer=tokenizer,
         adapters=adapters,
         kv_digests={
-            name: config_digest(loaded.digest, digest, DTYPE, settings.block_size, COMPUTE_MODE)
+            name: config_digest(loaded.digest, digest, settings.kv_dtype, settings.block_size, mode)
             for name, digest in digests.items()
         },
         max_context=min(limit, config.max_positions, num_blocks * settings.block_size),
@@ -90,7 +93,7 @@ def resolve_num_blocks(settings: AttentionSettings, config: ModelConfig) -> int:
     """Return the number of KV blocks: as set, or what fits the memory set for them."""
     if settings.num_blocks:
         return settings.num_blocks
-    size_bytes = block_bytes(config, settings.block_size, DTYPES[DTYPE])
+    size_bytes = block_bytes(config, settings.block_size, DTYPES[settings.kv_dtype])
     num_blocks = (settings.kv_memory_mib << 20) // size_bytes
     if num_blocks == 0:
         raise FailedPrecondition(

@@ -42,7 +42,7 @@ class Holdings:
         held_layers = _layer_range(config, layers)
         shards = _shards(config, expert_ids)
         weights = FfnShards(config, model.stored, held_layers, shards)
-        return cls(config, bytes.fromhex(model.digest), held_layers, shards, weights)
+        return cls(config, model.ffn_digest, held_layers, shards, weights)
 
     @property
     def expert_ids(self) -> tuple[int, ...]:

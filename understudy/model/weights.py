@@ -18,6 +18,12 @@ from understudy.model.linear import Matrix, Weights
 from understudy.model.safetensors_io import read_config, read_file, weight_files
 from understudy.model.shapes import expected_shapes
 
+MATRIX_DTYPES: Final = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+"""Types that plain matrices are kept in."""
 READ_SIZE_BYTES: Final = 1 << 20
 STACKED_PATTERN: Final = re.compile(r"(.+\.mlp\.experts)\.((?:gate|up|down)_proj\.weight)")
 # Tables of old checkpoints that follow from the config.
@@ -36,6 +42,14 @@ class LoadedModel:
     weights: Mapping[str, Tensor]
     digest: str
     packed: Mapping[str, Matrix] = field(default_factory=dict)
+    matrix_dtype: torch.dtype = torch.float32
+
+    @property
+    def ffn_digest(self) -> bytes:
+        """What two workers must agree on for their feed-forwards to add up: files and types."""
+        if self.matrix_dtype == torch.float32:
+            return bytes.fromhex(self.digest)
+        return hashlib.sha256(f"{self.digest}|{self.matrix_dtype}".encode()).digest()
 
     @property
     def stored(self) -> Weights:
@@ -63,7 +77,7 @@ def load_model(path: Path, matrix_dtype: torch.dtype = torch.float32) -> LoadedM
             for name, tensor in canonical_tensors(config, read_file(file)[0]):
                 weights[name] = _kept(name, tensor, matrix_dtype)
     check_weights(config, weights, path.name)
-    return LoadedModel(config, weights, _digest(config, files))
+    return LoadedModel(config, weights, _digest(config, files), matrix_dtype=matrix_dtype)
 
 
 def check_weights(config: ModelConfig, weights: Mapping[str, Tensor], source: str) -> None:
