@@ -24,6 +24,11 @@ class AttentionSettings:
     """LoRA adapters that requests may name, each as `name=path`."""
     tokenizer: str = "auto"
     """A `tokenizer.json`; `auto` takes the one beside the weights, or the one inside the GGUF."""
+    weights_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type that matrices are kept in; with `remote` feed-forwards the expert workers' must be the
+    same. 16 bits halve the memory, sums are of float32 either way."""
+    kv_dtype: Literal["float32", "bfloat16", "float16", "int8"] = "float32"
+    """Type that keys and values are cached in; int8 has a scale per token and head."""
     token_budget: int = 256
     """Positions computed per step, at most: bounds how long a prompt holds up running answers."""
     max_sequences: int = 32

@@ -13,7 +13,7 @@ from services.experts.settings import PREFIX, ExpertsSettings, parse_ids
 from services.experts.spans import SpanAggregator, export_span
 from services.experts.worker import ExpertWorker
 from understudy.model.locate import locate_model
-from understudy.model.weights import load_model
+from understudy.model.weights import MATRIX_DTYPES, load_model
 
 
 @asynccontextmanager
@@ -44,4 +44,5 @@ def load_holdings(settings: ExpertsSettings) -> Holdings:
     """Load the model that the settings name and keep the shards that they say."""
     layers = parse_ids(settings.layers, f"{PREFIX}LAYERS")
     expert_ids = parse_ids(settings.expert_ids, f"{PREFIX}EXPERT_IDS")
-    return Holdings.take(load_model(locate_model(settings.model)), layers, expert_ids)
+    dtype = MATRIX_DTYPES[settings.weights_dtype]
+    return Holdings.take(load_model(locate_model(settings.model), dtype), layers, expert_ids)

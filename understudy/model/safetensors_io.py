@@ -17,6 +17,7 @@ from torch import Tensor
 
 from understudy.errors import FailedPrecondition
 from understudy.model.config import ModelConfig
+from understudy.model.families import family_named, read_hf, write_hf
 
 SCALE_SUFFIX: Final = ".scale"
 CONFIG_NAME: Final = "config.json"
@@ -65,13 +66,15 @@ def save_model(
     """Write `config.json` and `model.safetensors`; int8 applies to matrices, vectors stay float."""
     directory.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
-    for name, weight in weights.items():
+    family = family_named(config.family)
+    for canonical, weight in weights.items():
+        name = family.spelled(canonical)
         if is_int8 and weight.dim() == 2:
             tensors[name], tensors[name + SCALE_SUFFIX] = quantise_rows(weight)
         else:
             tensors[name] = weight.detach().clone()
     write_file(directory / WEIGHTS_NAME, tensors, {"format": "pt", **(metadata or {})})
-    (directory / CONFIG_NAME).write_text(json.dumps(config.to_hf(), indent=2) + "\n", "utf-8")
+    (directory / CONFIG_NAME).write_text(json.dumps(write_hf(config), indent=2) + "\n", "utf-8")
 
 
 def read_config(directory: Path) -> ModelConfig:
@@ -83,7 +86,7 @@ def read_config(directory: Path) -> ModelConfig:
         raise FailedPrecondition(f"{source} is unreadable: {error}.") from error
     if not isinstance(raw, dict):
         raise FailedPrecondition(f"{source} holds no JSON object.")
-    return ModelConfig.from_hf(raw)
+    return read_hf(raw)
 
 
 def weight_files(directory: Path) -> list[Path]:

@@ -1,8 +1,9 @@
 """Loading a model from a GGUF file or a safetensors directory, every tensor checked."""
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -11,60 +12,72 @@ from torch import Tensor
 
 from understudy.errors import FailedPrecondition
 from understudy.model.config import ModelConfig
+from understudy.model.families import family_named
 from understudy.model.gguf import read_gguf
+from understudy.model.linear import Matrix, Weights
 from understudy.model.safetensors_io import read_config, read_file, weight_files
+from understudy.model.shapes import expected_shapes
 
+MATRIX_DTYPES: Final = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+"""Types that plain matrices are kept in."""
 READ_SIZE_BYTES: Final = 1 << 20
+STACKED_PATTERN: Final = re.compile(r"(.+\.mlp\.experts)\.((?:gate|up|down)_proj\.weight)")
+# Tables of old checkpoints that follow from the config.
+RECOMPUTED: Final = ".rotary_emb.inv_freq"
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """Config, checked float32 tensors, and a digest over config and the weight files' bytes."""
+    """Config, checked tensors, and a digest over config and the weight files' bytes.
+
+    Vectors are float32, matrices in the type they were asked to be kept in; `packed` has those
+    matrices that a loader left in a format of their own instead.
+    """
 
     config: ModelConfig
     weights: Mapping[str, Tensor]
     digest: str
+    packed: Mapping[str, Matrix] = field(default_factory=dict)
+    matrix_dtype: torch.dtype = torch.float32
+
+    @property
+    def ffn_digest(self) -> bytes:
+        """What two workers must agree on for their feed-forwards to add up: files and types."""
+        if self.matrix_dtype == torch.float32:
+            return bytes.fromhex(self.digest)
+        return hashlib.sha256(f"{self.digest}|{self.matrix_dtype}".encode()).digest()
+
+    @property
+    def stored(self) -> Weights:
+        """All weights by canonical name, for a `Transformer` or `FfnShards`."""
+        return {**self.weights, **self.packed}
 
 
-def load_model(path: Path) -> LoadedModel:
+def load_model(path: Path, matrix_dtype: torch.dtype = torch.float32) -> LoadedModel:
     """Load a `.gguf` file, or a directory with `config.json` and safetensors.
 
+    Matrices are kept as `matrix_dtype`; 16-bit ones are computed with in float32 (LayerCast).
     Raises FailedPrecondition naming the file and the tensor that is missing, misshapen, unknown or
-    not finite.
+    not finite, and the family where it is not known.
     """
+    weights: dict[str, Tensor] = {}
     if path.suffix == ".gguf":
-        config, weights = read_gguf(path)
+        config, tensors = read_gguf(path)
         files = [path]
+        for name, tensor in tensors:
+            weights[name] = _kept(name, tensor, matrix_dtype)
     else:
-        config, weights = read_config(path), {}
+        config = read_config(path)
         files = weight_files(path)
         for file in files:
-            weights.update(read_file(file)[0])
+            for name, tensor in canonical_tensors(config, read_file(file)[0]):
+                weights[name] = _kept(name, tensor, matrix_dtype)
     check_weights(config, weights, path.name)
-    return LoadedModel(config, weights, _digest(config, files))
-
-
-def expected_shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yield the canonical name and shape of every tensor the forward pass reads."""
-    hidden = config.hidden_size
-    yield "model.embed_tokens.weight", (config.vocab_size, config.embedding_width)
-    if config.embedding_size is not None:
-        yield "model.embed_up_proj.weight", (hidden, config.embedding_size)
-        yield "model.embed_down_proj.weight", (config.embedding_size, hidden)
-    if not config.tie_embeddings:
-        yield "lm_head.weight", (config.vocab_size, config.embedding_width)
-    yield "model.norm.weight", (hidden,)
-    query_size = config.num_heads * config.head_dim
-    kv_size = config.num_kv_heads * config.head_dim
-    for layer in range(config.num_layers):
-        prefix = f"model.layers.{layer}"
-        yield f"{prefix}.input_layernorm.weight", (hidden,)
-        yield f"{prefix}.self_attn.q_proj.weight", (query_size, hidden)
-        yield f"{prefix}.self_attn.k_proj.weight", (kv_size, hidden)
-        yield f"{prefix}.self_attn.v_proj.weight", (kv_size, hidden)
-        yield f"{prefix}.self_attn.o_proj.weight", (hidden, query_size)
-        yield f"{prefix}.post_attention_layernorm.weight", (hidden,)
-        yield from _ffn_shapes(config, prefix)
+    return LoadedModel(config, weights, _digest(config, files), matrix_dtype=matrix_dtype)
 
 
 def check_weights(config: ModelConfig, weights: Mapping[str, Tensor], source: str) -> None:
@@ -99,19 +112,30 @@ def random_weights(config: ModelConfig, seed: int, deviation: float = 0.02) -> d
     }
 
 
-def _ffn_shapes(config: ModelConfig, prefix: str) -> Iterator[tuple[str, tuple[int, ...]]]:
-    inward, outward = (config.ffn_size, config.hidden_size), (config.hidden_size, config.ffn_size)
-    if not config.is_moe:
-        yield f"{prefix}.mlp.gate_proj.weight", inward
-        yield f"{prefix}.mlp.up_proj.weight", inward
-        yield f"{prefix}.mlp.down_proj.weight", outward
-        return
-    yield f"{prefix}.block_sparse_moe.gate.weight", (config.num_experts, config.hidden_size)
-    for expert_id in range(config.num_experts):
-        expert = f"{prefix}.block_sparse_moe.experts.{expert_id}"
-        yield f"{expert}.w1.weight", inward
-        yield f"{expert}.w2.weight", outward
-        yield f"{expert}.w3.weight", inward
+def canonical_tensors(
+    config: ModelConfig, tensors: Mapping[str, Tensor]
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield tensors of a file of the config's family under canonical names.
+
+    Tensors that hold every expert of a layer are taken apart; those that the forward pass has no
+    use for are left out.
+    """
+    family = family_named(config.family)
+    for spelled, tensor in tensors.items():
+        name = family.canonical(spelled)
+        stacked = STACKED_PATTERN.fullmatch(name)
+        if stacked and tensor.dim() == 3:
+            prefix, part = stacked.groups()
+            for expert_id, expert in enumerate(tensor.unbind(0)):
+                yield f"{prefix}.{expert_id}.{part}", expert
+        elif not name.endswith(RECOMPUTED) and not family.is_ignored(config, name):
+            yield name, tensor
+
+
+def _kept(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    # A gate is small, and rounding it changes which experts are chosen.
+    is_matrix = tensor.dim() > 1 and not name.endswith(".mlp.gate.weight")
+    return tensor.to(dtype) if is_matrix else tensor
 
 
 def _digest(config: ModelConfig, files: list[Path]) -> str:

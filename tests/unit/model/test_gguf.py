@@ -11,10 +11,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.unit.model.conftest import DENSE, MIXTURE, Tiny
+from tests.unit.model.configs import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE, STRETCHED
+from tests.unit.model.conftest import DENSE, MIXTURE, Tiny, assert_near
 from understudy.errors import FailedPrecondition
+from understudy.model.attention import PackedCausal
 from understudy.model.config import ModelConfig
 from understudy.model.gguf_header import parse_header
+from understudy.model.rope import Rotary, frequencies
+from understudy.model.traits import RopeScaling
+from understudy.model.transformer import Transformer
 from understudy.model.weights import load_model, random_weights
 
 # Correctness, not speed: a busy machine must not fail these.
@@ -29,7 +34,21 @@ LAYER_NAMES = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
-    "block_sparse_moe.gate": "ffn_gate_inp",
+    "mlp.gate": "ffn_gate_inp",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.shared_experts.gate_proj": "ffn_gate_shexp",
+    "mlp.shared_experts.up_proj": "ffn_up_shexp",
+    "mlp.shared_experts.down_proj": "ffn_down_shexp",
+    "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+}
+ARCHITECTURES = {
+    "llama": "llama",
+    "mixtral": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "qwen2_moe": "qwen2moe",
+    "qwen3_moe": "qwen3moe",
 }
 
 
@@ -50,13 +69,20 @@ def _named(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, Tens
         prefix = f"model.layers.{layer}"
         for canonical, short in LAYER_NAMES.items():
             weight = weights.get(f"{prefix}.{canonical}.weight")
+            bias = weights.get(f"{prefix}.{canonical}.bias")
+            if bias is not None:
+                named[f"blk.{layer}.{short}.bias"] = bias
             heads = {"attn_q": config.num_heads, "attn_k": config.num_kv_heads}.get(short)
-            if weight is not None:
+            if ARCHITECTURES[config.family] != "llama":
+                heads = None
+            if weight is not None and short == "ffn_gate_inp_shexp":
+                named[f"blk.{layer}.{short}.weight"] = weight[0]
+            elif weight is not None:
                 value = weight if heads is None else _interleaved(weight, heads)
                 named[f"blk.{layer}.{short}.weight"] = value
-        for which, short in (("w1", "gate"), ("w2", "down"), ("w3", "up")):
+        for which, short in (("gate_proj", "gate"), ("down_proj", "down"), ("up_proj", "up")):
             experts = [
-                weights[f"{prefix}.block_sparse_moe.experts.{e}.{which}.weight"]
+                weights[f"{prefix}.mlp.experts.{e}.{which}.weight"]
                 for e in range(config.num_experts)
             ]
             if experts:
@@ -70,8 +96,10 @@ def _write(
     named: Mapping[str, Tensor],
     kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
 ) -> None:
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, ARCHITECTURES[config.family])
     writer.add_block_count(config.num_layers)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
     writer.add_context_length(config.max_positions)
     writer.add_embedding_length(config.hidden_size)
     writer.add_feed_forward_length(config.ffn_size)
@@ -86,6 +114,14 @@ def _write(
     if config.is_moe:
         writer.add_expert_count(config.num_experts)
         writer.add_expert_used_count(config.num_experts_per_token)
+        if config.expert_size is not None:
+            writer.add_expert_feed_forward_length(config.expert_size)
+        if config.shared_size:
+            writer.add_expert_shared_feed_forward_length(config.shared_size)
+    if config.rope_scaling is not None and config.rope_scaling.kind == "yarn":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(config.rope_scaling.factor)
+        writer.add_rope_scaling_orig_ctx_len(config.rope_scaling.original_positions)
     for name, value in named.items():
         is_matrix = value.dim() > 1
         array = value.contiguous().numpy()
@@ -97,7 +133,11 @@ def _write(
     writer.close()
 
 
-@pytest.mark.parametrize("config", [DENSE, MIXTURE], ids=["dense", "mixture"])
+@pytest.mark.parametrize(
+    "config",
+    [DENSE, MIXTURE, QWEN2, STRETCHED, QWEN3, QWEN2_MOE, QWEN3_MOE],
+    ids=["llama", "mixtral", "qwen2", "yarn", "qwen3", "qwen2_moe", "qwen3_moe"],
+)
 @pytest.mark.parametrize("is_tied", [True, False], ids=["tied", "untied"])
 def test_gguf_holds_the_tensors_and_config_that_were_written(
     config: ModelConfig, is_tied: bool, tmp_path: Path
@@ -127,6 +167,26 @@ def test_quantised_tensors_equal_the_reference_dequantisation(kind: str, tmp_pat
     reference = gguf.quants.dequantize(gguf.quants.quantize(source, quantisation), quantisation)
     actual = loaded.weights["model.layers.1.mlp.up_proj.weight"].numpy()
     assert np.array_equal(actual, reference)
+
+
+def test_table_of_divisors_stretches_the_frequencies_of_llama_3(tmp_path: Path) -> None:
+    # GGUF files of llama 3.1 have no metadata on scaling, only this table.
+    smooth = RopeScaling(kind="llama3", factor=8.0, original_positions=24)
+    config = replace(DENSE, rope_scaling=smooth)
+    plain, stretched = frequencies(8, 10_000.0), Rotary(config).angles(torch.tensor([1]))
+    divisors = plain / torch.atan2(stretched[1], stretched[0])[0, 0]
+    weights = random_weights(DENSE, seed=1)
+    _write(tmp_path / "m.gguf", DENSE, {**_named(DENSE, weights), "rope_freqs.weight": divisors})
+
+    loaded = load_model(tmp_path / "m.gguf")
+
+    assert loaded.config.rope_scaling is not None
+    assert loaded.config.rope_scaling.kind == "factors"
+    hidden = [
+        Transformer(c, weights).forward(torch.arange(60), torch.arange(60), PackedCausal([60]))
+        for c in (config, loaded.config)
+    ]
+    assert_near(hidden[1], hidden[0], tolerance=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +251,11 @@ def test_absent_file_is_refused(tmp_path: Path) -> None:
         ("blk.0.attn_q.weight", torch.ones(30, 32), "not divisible into 4 heads"),
         ("blk.0.ffn_up.weight", torch.ones(47, 32), r"shape \(47, 32\); the config needs"),
         ("blk.0.ffn_up.weight", torch.full((48, 32), torch.nan), "not finite"),
-        ("blk.0.attn_q.bias", torch.ones(32), "unknown tensor 'blk.0.attn_q.bias'"),
+        (
+            "blk.0.attn_q.bias",
+            torch.ones(32),
+            "unknown tensor 'model.layers.0.self_attn.q_proj.bias'",
+        ),
         ("blk.9.ffn_norm.weight", torch.ones(32), "unknown tensor 'model.layers.9"),
     ],
 )
