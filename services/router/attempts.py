@@ -17,7 +17,7 @@ from typing import Final
 from services.router.answers import FinishReason, Usage
 from services.router.plans import Plan
 from services.router.pools import Ended, Pool, SequenceStream, Submission, Tokens, Worker
-from services.router.requests import Sampling
+from services.router.requests import Priority, Sampling
 from understudy.errors import (
     Aborted,
     DeadlineExceeded,
@@ -49,6 +49,7 @@ class Job:
     patience_s: float
     """Longest wait for a worker before the attempt fails as Unavailable."""
     traceparent: str
+    priority: Priority
 
 
 @dataclass(slots=True)
@@ -221,6 +222,7 @@ class AttemptRun:
             kv_root=job.kv_root(info.digest),
             tenant=job.tenant,
             traceparent=job.traceparent,
+            priority=job.priority,
         )
 
     def _refuse(self, worker: Worker, error: ResourceExhausted) -> None:

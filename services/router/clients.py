@@ -29,6 +29,11 @@ _KINDS: Final = {
     "lark": types_pb2.Grammar.KIND_LARK,
     "json_schema": types_pb2.Grammar.KIND_JSON_SCHEMA,
 }
+_PRIORITIES: Final = {
+    "interactive": types_pb2.PRIORITY_INTERACTIVE,
+    "standard": types_pb2.PRIORITY_STANDARD,
+    "batch": types_pb2.PRIORITY_BATCH,
+}
 
 logger = logging.getLogger(__name__)
 
@@ -200,6 +205,7 @@ def to_submit(sequence_id: int, submission: Submission) -> attention_pb2.Submit:
         kv_root=submission.kv_root,
         tenant=submission.tenant,
         traceparent=submission.traceparent,
+        priority=_PRIORITIES[submission.priority],
     )
 
 

@@ -18,6 +18,7 @@ from understudy.grammar import check_schema
 from understudy.grammar.schema import Json
 
 Role = Literal["system", "user", "assistant", "tool"]
+Priority = Literal["interactive", "standard", "batch"]
 ToolMode = Literal["auto", "none", "required", "named"]
 
 MAX_TOOLS: Final = 64
@@ -84,6 +85,7 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     workload: str = ""
     idempotency_key: str = ""
+    priority: Priority = "standard"
 
     def digest(self) -> str:
         """Return the identity of what is asked, the idempotency key apart."""

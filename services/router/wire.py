@@ -9,6 +9,7 @@ from google.protobuf.duration_pb2 import Duration
 from services.router.answers import Attempt, Decision, Delta, Event, Finished, Started, Usage
 from services.router.requests import (
     Message,
+    Priority,
     Request,
     Role,
     Sampling,
@@ -27,6 +28,12 @@ _ROLES: Final[dict[int, Role]] = {
     router_pb2.Message.ROLE_USER: "user",
     router_pb2.Message.ROLE_ASSISTANT: "assistant",
     router_pb2.Message.ROLE_TOOL: "tool",
+}
+_PRIORITIES: Final[dict[int, Priority]] = {
+    types_pb2.PRIORITY_UNSPECIFIED: "standard",
+    types_pb2.PRIORITY_INTERACTIVE: "interactive",
+    types_pb2.PRIORITY_STANDARD: "standard",
+    types_pb2.PRIORITY_BATCH: "batch",
 }
 _MODES: Final[dict[int, ToolMode]] = {
     router_pb2.ToolChoice.MODE_UNSPECIFIED: "auto",
@@ -57,6 +64,10 @@ def to_request(message: router_pb2.GenerateRequest) -> Request:
         raise InvalidArgument(
             f"The tool choice {mode} is not known.", {"field": "tool_choice.mode"}
         )
+    if message.priority not in _PRIORITIES:
+        raise InvalidArgument(
+            f"The priority {message.priority} is not known.", {"field": "priority"}
+        )
     return Request(
         model=message.model,
         messages=tuple(_turn(turn, index) for index, turn in enumerate(message.messages)),
@@ -71,6 +82,7 @@ def to_request(message: router_pb2.GenerateRequest) -> Request:
         sampling=_sampling(message.sampling),
         workload=message.workload,
         idempotency_key=message.idempotency_key,
+        priority=_PRIORITIES[message.priority],
     )
 
 

@@ -8,6 +8,7 @@ from typing import Final, TypeVar
 
 from services.router.requests import (
     Message,
+    Priority,
     Request,
     Role,
     Sampling,
@@ -29,6 +30,12 @@ _ROLES: Final[Mapping[str, Role]] = {
     "tool": "tool",
 }
 _MODES: Final[Mapping[str, ToolMode]] = {"auto": "auto", "none": "none", "required": "required"}
+_TIERS: Final[Mapping[str, Priority]] = {
+    "auto": "standard",
+    "default": "standard",
+    "flex": "batch",
+    "priority": "interactive",
+}
 _JSON_NAMES: Final[Mapping[type, str]] = {
     bool: "boolean",
     dict: "object",
@@ -65,6 +72,7 @@ def chat_request(body: Body, idempotency_key: str) -> Request:
         sampling=_sampling(body),
         workload=(_get(body, "workload", str) or ""),
         idempotency_key=idempotency_key,
+        priority=_priority(body),
     )
 
 
@@ -80,6 +88,7 @@ def completion_request(body: Body, idempotency_key: str) -> Request:
         prompt=prompt,
         sampling=_sampling(body),
         idempotency_key=idempotency_key,
+        priority=_priority(body),
     )
 
 
@@ -102,6 +111,13 @@ def _reject_many(body: Body) -> None:
     for name in ("n", "best_of"):
         if _get(body, name, int) not in (None, 1):
             raise _wrong(name, "must be 1; send the request several times")
+
+
+def _priority(body: Body) -> Priority:
+    tier = _get(body, "service_tier", str) or "auto"
+    if tier not in _TIERS:
+        raise _wrong("service_tier", f"is {tier!r}; use {', '.join(_TIERS)}")
+    return _TIERS[tier]
 
 
 def _sampling(body: Body) -> Sampling:

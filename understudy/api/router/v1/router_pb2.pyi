@@ -220,6 +220,7 @@ class GenerateRequest(_message.Message):
     SAMPLING_FIELD_NUMBER: _builtins.int
     WORKLOAD_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """"auto" (default when empty), or a model from ListModels such as "slm" or "llm"."""
     prompt: _builtins.str
@@ -230,6 +231,8 @@ class GenerateRequest(_message.Message):
     """Workload name; empty lets the router recognise it by its tool set or schema."""
     idempotency_key: _builtins.str
     """Makes a retry safe: the same key within its TTL returns the same answer. At most 128 bytes."""
+    priority: _types_pb2.Priority.ValueType
+    """How urgent it is; unset means standard."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]:
         """Conversation, or `prompt`; one of the two must be non-empty."""
@@ -258,10 +261,11 @@ class GenerateRequest(_message.Message):
         sampling: _types_pb2.SamplingParams | None = ...,
         workload: _builtins.str = ...,
         idempotency_key: _builtins.str = ...,
+        priority: _types_pb2.Priority.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling", "tool_choice", b"tool_choice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotency_key", b"idempotency_key", "messages", b"messages", "model", b"model", "prompt", b"prompt", "response_schema_json", b"response_schema_json", "sampling", b"sampling", "tool_choice", b"tool_choice", "tools", b"tools", "workload", b"workload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotency_key", b"idempotency_key", "messages", b"messages", "model", b"model", "priority", b"priority", "prompt", b"prompt", "response_schema_json", b"response_schema_json", "sampling", b"sampling", "tool_choice", b"tool_choice", "tools", b"tools", "workload", b"workload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -20,6 +20,34 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Priority:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PriorityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Priority.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PRIORITY_UNSPECIFIED: _Priority.ValueType  # 0
+    """Standard."""
+    PRIORITY_INTERACTIVE: _Priority.ValueType  # 1
+    """Somebody is waiting: goes first, and may take the place of less urgent sequences."""
+    PRIORITY_STANDARD: _Priority.ValueType  # 2
+    """Between the two; the default."""
+    PRIORITY_BATCH: _Priority.ValueType  # 3
+    """Offline: fills what others leave, grouped by common prefix; delays others by a bounded share."""
+
+class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
+    """Says how urgent a request is. More urgent ones go first; nobody waits for ever."""
+
+PRIORITY_UNSPECIFIED: Priority.ValueType  # 0
+"""Standard."""
+PRIORITY_INTERACTIVE: Priority.ValueType  # 1
+"""Somebody is waiting: goes first, and may take the place of less urgent sequences."""
+PRIORITY_STANDARD: Priority.ValueType  # 2
+"""Between the two; the default."""
+PRIORITY_BATCH: Priority.ValueType  # 3
+"""Offline: fills what others leave, grouped by common prefix; delays others by a bounded share."""
+Global___Priority: _TypeAlias = Priority  # noqa: Y015
+
 class _FinishReason:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
