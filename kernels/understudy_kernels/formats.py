@@ -113,16 +113,19 @@ class DecoderLayers:
     """The weights of every layer of a dense decoder, as `decoder_layers` takes them."""
 
     weights: list[Tensor]
-    """Nine a layer: attention norm, packed q, k, v, o, FFN norm, packed gate, up, down."""
+    """A layer's: attention norm, packed q, k, v, o, FFN norm, packed gate, up, down of each shard."""
     formats: list[int]
-    """Seven a layer: of the packed ones."""
+    """Those of the packed ones."""
     biases: list[Tensor]
     """None, or one a layer: (q + k + v,) of the projections."""
     head_norms: list[Tensor]
     """None, or two a layer: norms of query and key heads (dim,)."""
     num_heads: int
     ffn_size: int
+    """The inner size of one shard."""
     eps: float
+    num_shards: int = 1
+    """Slices of the feed-forward whose partial sums are added in this order."""
 
 
 def num_groups(num_out: int) -> int:

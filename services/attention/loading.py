@@ -14,15 +14,15 @@ from understudy.chunks import config_digest
 from understudy.errors import FailedPrecondition
 from understudy.model.adapter import Adapter, load_adapter
 from understudy.model.config import ModelConfig
+from understudy.model.decoder import Decoder, make_decoder, resolve_compute
 from understudy.model.ffn import Experts, is_placed
 from understudy.model.kv_planes import DTYPES, block_bytes
 from understudy.model.locate import locate_model
 from understudy.model.paged import PagedKv
-from understudy.model.transformer import Transformer
 from understudy.model.weights import MATRIX_DTYPES, LoadedModel, load_model
 from understudy.text.tokenizer import Tokenizer
 
-COMPUTE_MODE: Final = "exact"
+REFERENCE_MODE: Final = "reference"
 VERSION_DIGITS: Final = 8
 
 
@@ -32,7 +32,7 @@ class ServedModel:
 
     version: str
     """Name and digest, such as `smollm2-135m-instruct@91d4a3c2`."""
-    model: Transformer
+    model: Decoder
     kv: PagedKv
     tokenizer: Tokenizer
     adapters: Mapping[str, Adapter]
@@ -48,7 +48,8 @@ class ServedModel:
 
 def load_weights(settings: AttentionSettings) -> LoadedModel:
     """Load and check the weights that `settings` names."""
-    return load_model(locate_model(settings.model), MATRIX_DTYPES[settings.weights_dtype])
+    dtype, compute = MATRIX_DTYPES[settings.weights_dtype], resolve_compute(settings.compute)
+    return load_model(locate_model(settings.model), dtype, compute)
 
 
 def serve_model(
@@ -68,15 +69,13 @@ def serve_model(
         for name, path in settings.adapter_paths().items()
     }
     digests = {"": "", **{name: adapter.digest for name, adapter in adapters.items()}}
-    # Keys and values depend on how their weights were rounded.
-    mode = COMPUTE_MODE
-    if settings.weights_dtype != "float32":
-        mode = f"{COMPUTE_MODE}-{settings.weights_dtype}"
+    # Keys and values depend on how weights and activations were rounded.
+    mode = loaded.numerics or REFERENCE_MODE
     num_blocks = resolve_num_blocks(settings, config)
     limit = settings.max_context or config.max_positions
     return ServedModel(
         version=f"{settings.model_name}@{loaded.digest[:VERSION_DIGITS]}",
-        model=Transformer(config, weights, experts),
+        model=make_decoder(config, weights, experts, loaded.compute),
         kv=PagedKv(config, num_blocks, settings.block_size, DTYPES[settings.kv_dtype]),
         tokenizer=tokenizer,
         adapters=adapters,

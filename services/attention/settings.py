@@ -24,9 +24,15 @@ class AttentionSettings:
     """LoRA adapters that requests may name, each as `name=path`."""
     tokenizer: str = "auto"
     """A `tokenizer.json`; `auto` takes the one beside the weights, or the one inside the GGUF."""
+    compute: Literal["exact", "fast", "reference"] = "exact"
+    """Arithmetic: `exact` multiplies float32 by weights in the file's own format, `fast` rounds
+    activations to int8 before they meet quantised weights, `reference` is plain torch over expanded
+    weights and serves where kernels cannot be compiled. With `remote` feed-forwards the expert
+    workers' must be the same. Decision 0008 tells what each promises."""
     weights_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Type that matrices are kept in; with `remote` feed-forwards the expert workers' must be the
-    same. 16 bits halve the memory, sums are of float32 either way."""
+    """Type that matrices of 32 bits are kept in; with `remote` feed-forwards the expert workers'
+    must be the same. 16 bits halve the memory, sums are of float32 either way. Quantised matrices
+    keep their format, except for `reference`."""
     kv_dtype: Literal["float32", "bfloat16", "float16", "int8"] = "float32"
     """Type that keys and values are cached in; int8 has a scale per token and head."""
     token_budget: int = 256

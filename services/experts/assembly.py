@@ -12,6 +12,7 @@ from services.experts.metrics import ExpertsMetrics
 from services.experts.settings import PREFIX, ExpertsSettings, parse_ids
 from services.experts.spans import SpanAggregator, export_span
 from services.experts.worker import ExpertWorker
+from understudy.model.decoder import resolve_compute
 from understudy.model.locate import locate_model
 from understudy.model.weights import MATRIX_DTYPES, load_model
 
@@ -45,4 +46,5 @@ def load_holdings(settings: ExpertsSettings) -> Holdings:
     layers = parse_ids(settings.layers, f"{PREFIX}LAYERS")
     expert_ids = parse_ids(settings.expert_ids, f"{PREFIX}EXPERT_IDS")
     dtype = MATRIX_DTYPES[settings.weights_dtype]
-    return Holdings.take(load_model(locate_model(settings.model), dtype), layers, expert_ids)
+    model = load_model(locate_model(settings.model), dtype, resolve_compute(settings.compute))
+    return Holdings.take(model, layers, expert_ids)

@@ -13,7 +13,6 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from understudy.errors import NotFound
 from understudy.model.config import ModelConfig
@@ -70,8 +69,7 @@ class FfnWeights:
 
 def ffn_shard(weights: FfnWeights, hidden: Tensor) -> Tensor:
     """Return the partial sum (T, D) that one slice of a SwiGLU feed-forward adds to `hidden`."""
-    inner = functional.silu(weights.gate.multiply(hidden))
-    return weights.down.multiply(inner * weights.up.multiply(hidden))
+    return weights.gate.swiglu(weights.up, weights.down, hidden)
 
 
 def expert_partial(experts: Mapping[int, FfnWeights], hidden: Tensor, gates: Gates) -> Tensor:
@@ -135,6 +133,10 @@ class FfnShards:
                     whole = dense_weights(weights, layer)
                     self._dense[layer, shard] = whole.slice(shard * size, (shard + 1) * size)
 
+    def dense(self, layer: int, shard: int) -> FfnWeights:
+        """Return one slice of a dense feed-forward that is held."""
+        return self._dense[layer, shard]
+
     def partial(self, layer: int, shard: int, hidden: Tensor, gates: Gates | None) -> Tensor:
         """Return the partial sum (T, D) of one shard; gates are None exactly for a dense FFN.
 
@@ -175,7 +177,7 @@ class LocalExperts:
     """
 
     def __init__(self, config: ModelConfig, weights: Weights) -> None:
-        self._shards = FfnShards(config, weights)
+        self.shards = FfnShards(config, weights)
         self._num_shards = config.num_ffn_shards
 
     def submit(self, layer: int, hidden: Tensor, gates: Gates | None) -> PendingHidden:
@@ -184,4 +186,4 @@ class LocalExperts:
 
     def _compute(self, layer: int, hidden: Tensor, gates: Gates | None) -> Tensor:
         shards = range(self._num_shards)
-        return sum_partials([self._shards.partial(layer, s, hidden, gates) for s in shards])
+        return sum_partials([self.shards.partial(layer, s, hidden, gates) for s in shards])

@@ -1,4 +1,4 @@
-"""GGUF files, dequantised to float32 under canonical names.
+"""GGUF files under canonical names: dequantised to float32, or in blocks as the file has them.
 
 For llama, llama.cpp's converter interleaves the rows of q and k for its rotary layout; they are
 put back here, so that tensors equal those of the Hugging Face checkpoint.
@@ -6,7 +6,8 @@ put back here, so that tensors equal those of the Hugging Face checkpoint.
 
 import mmap
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -53,11 +54,43 @@ ROPE_TABLE: Final = "rope_freqs.weight"
 LAYER_PATTERN: Final = re.compile(r"blk\.(\d{1,5})\.(\w+)\.(weight|bias)")
 
 
+FLOAT_KINDS: Final[Mapping[str, torch.dtype]] = {
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+BLOCK_KINDS: Final = frozenset(("Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K"))
+"""Quantised types that are computed with as they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class GgufBlocks:
+    """A matrix (N, K) as the file has it."""
+
+    kind: gguf.GGMLQuantizationType
+    raw: Tensor  # (N, bytes of a row) uint8
+
+
 def read_gguf(path: Path) -> tuple[ModelConfig, Iterator[tuple[str, Tensor]]]:
     """Return the config of a GGUF file, and its tensors in float32 one after the other.
 
     Raises FailedPrecondition naming the file, and the tensor where one is at fault.
     """
+    config, content, entries = _open(path)
+    return config, _tensors(path, config, content, entries, _dequantise)
+
+
+def read_gguf_blocks(
+    path: Path,
+) -> tuple[ModelConfig, Iterator[tuple[str, Tensor | GgufBlocks]]]:
+    """Return the config, and the tensors one after the other, quantised matrices in their blocks.
+
+    Matrices of 16 bits stay so; everything else is float32. Raises what `read_gguf` raises.
+    """
+    config, content, entries = _open(path)
+    return config, _stored(path, config, content, entries)
+
+
+def _open(path: Path) -> tuple[ModelConfig, memoryview, list[TensorEntry]]:
     content = _map(path)
     header = parse_header(path.name, content)
     entries = {entry.name: entry for entry in header.tensors}
@@ -71,15 +104,38 @@ def read_gguf(path: Path) -> tuple[ModelConfig, Iterator[tuple[str, Tensor]]]:
         tie_embeddings="output.weight" not in entries,
         rope_factors=() if table is None else _dequantise(path, content, table).tolist(),
     )
-    return config, _tensors(path, config, content, list(entries.values()))
+    return config, content, list(entries.values())
 
 
 def _tensors(
-    path: Path, config: ModelConfig, content: memoryview, entries: list[TensorEntry]
+    path: Path,
+    config: ModelConfig,
+    content: memoryview,
+    entries: list[TensorEntry],
+    read: Callable[[Path, memoryview, TensorEntry], Tensor],
 ) -> Iterator[tuple[str, Tensor]]:
     for entry in entries:
-        value = _dequantise(path, content, entry)
-        yield from _canonical(path, config, entry.name, value).items()
+        yield from _canonical(path, config, entry.name, read(path, content, entry)).items()
+
+
+def _stored(
+    path: Path, config: ModelConfig, content: memoryview, entries: list[TensorEntry]
+) -> Iterator[tuple[str, Tensor | GgufBlocks]]:
+    for entry in entries:
+        is_matrix, kind = len(entry.shape) > 1, entry.kind.name
+        if is_matrix and kind in BLOCK_KINDS:
+            for name, raw in _tensors(path, config, content, [entry], _raw):
+                yield name, GgufBlocks(entry.kind, raw)
+        elif is_matrix and kind in FLOAT_KINDS:
+            for name, raw in _tensors(path, config, content, [entry], _raw):
+                yield name, raw.view(FLOAT_KINDS[kind])
+        else:
+            yield from _tensors(path, config, content, [entry], _dequantise)
+
+
+def _raw(path: Path, content: memoryview, entry: TensorEntry) -> Tensor:  # noqa: ARG001
+    raw = np.frombuffer(content, np.uint8, entry.size_bytes, entry.start)
+    return torch.tensor(raw.reshape(*entry.shape[:-1], entry.row_bytes))
 
 
 def _map(path: Path) -> memoryview:

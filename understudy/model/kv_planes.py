@@ -84,6 +84,29 @@ def cut_planes(
         yield tuple(planes)
 
 
+def stack_planes(
+    storage: Tensor,  # (num_blocks, block_bytes) uint8
+    config: ModelConfig,
+    block_size: int,
+    dtype: torch.dtype,
+) -> Plane:
+    """Return the keys and values of all layers as one plane, where both have one shape.
+
+    Values are (num_blocks, layers, 2, block_size, heads, width), scales the same without width.
+    """
+    entry = config.cache_entries[0]
+    plane_bytes = _plane_bytes(entry, block_size, dtype)
+    planes = storage.view(storage.shape[0], config.num_attentions, 2, plane_bytes)
+    inner = (block_size, entry.num_heads, entry.width)
+    size = math.prod(inner) * dtype.itemsize
+    values = planes[..., :size].view(dtype).unflatten(-1, inner)
+    if dtype != torch.int8:
+        return Plane(values)
+    start = _aligned(size)
+    scales = planes[..., start : start + block_size * entry.num_heads * SCALE_BYTES]
+    return Plane(values, scales.view(torch.float32).unflatten(-1, inner[:2]))
+
+
 def _plane(
     storage: Tensor, start: int, entry: CacheEntry, block_size: int, dtype: torch.dtype
 ) -> Plane:

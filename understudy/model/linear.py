@@ -25,6 +25,10 @@ class Matrix(Protocol):
         """Return `hidden` (T, K) times the transposed matrix, (T, N), in hidden's dtype."""
         ...
 
+    def swiglu(self, up: "Matrix", down: "Matrix", hidden: Tensor) -> Tensor:
+        """Return the SwiGLU feed-forward (T, D) of `hidden` (T, D) of which this is the gate."""
+        ...
+
     def rows(self, start: int, stop: int) -> "Matrix":
         """Return the rows [start, stop) in memory of their own layout."""
         ...
@@ -62,6 +66,10 @@ class Plain:
         """Multiply in hidden's precision."""
         return functional.linear(hidden, self.weight.to(hidden.dtype))
 
+    def swiglu(self, up: Matrix, down: Matrix, hidden: Tensor) -> Tensor:
+        """Multiply one after the other."""
+        return swiglu(self, up, down, hidden)
+
     def rows(self, start: int, stop: int) -> "Plain":
         """Return rows, a view; all rows are the matrix itself."""
         is_whole = start == 0 and stop == self.weight.shape[0]
@@ -94,6 +102,12 @@ class Linear:
         """Return the projection of `hidden`."""
         product = self.matrix.multiply(hidden)
         return product if self.bias is None else product + self.bias
+
+
+def swiglu(gate: Matrix, up: Matrix, down: Matrix, hidden: Tensor) -> Tensor:
+    """Return down(silu(gate(hidden)) * up(hidden)) by three products."""
+    inner = functional.silu(gate.multiply(hidden))
+    return down.multiply(inner * up.multiply(hidden))
 
 
 def matrix(weights: Weights, name: str) -> Matrix:

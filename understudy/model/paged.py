@@ -38,6 +38,11 @@ class PagedKv:
         # Zeros, so that padding read past a sequence's end is finite before it is masked.
         self._storage = torch.zeros((num_blocks, self.block_bytes), dtype=torch.uint8)
         self._planes = list(kv_planes.cut_planes(self._storage, config, block_size, dtype))
+        self._config, self._dtype = config, dtype
+
+    def stacked(self) -> kv_planes.Plane:
+        """Return keys and values of all layers as one plane; see `kv_planes.stack_planes`."""
+        return kv_planes.stack_planes(self._storage, self._config, self.block_size, self._dtype)
 
     def export_block(self, block: int) -> bytes:
         """Return one block as bytes `[layer][entry][token][head][width]` in the KV's dtype."""

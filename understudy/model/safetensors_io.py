@@ -1,12 +1,12 @@
 """Safetensors in and out: float files, and our int8 files with one scale per output row.
 
-An int8 matrix `name` (R, C) travels with `name.scale` (R,): value = int8 * scale. Everything is
-float32 in memory.
+An int8 matrix `name` (R, C) travels with `name.scale` (R,): value = int8 * scale.
 """
 
 import json
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -26,8 +26,33 @@ INDEX_NAME: Final = "model.safetensors.index.json"
 FLOAT_TYPES: Final = (torch.float32, torch.float16, torch.bfloat16)
 
 
+@dataclass(frozen=True, slots=True)
+class Int8Rows:
+    """A matrix of int8 with a scale for each row."""
+
+    values: Tensor  # (R, C) int8
+    scales: Tensor  # (R,) float32
+
+    def dense(self) -> Tensor:
+        """Return the matrix in float32."""
+        return self.values.float() * self.scales[:, None]
+
+
 def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return every tensor of a file as float32, int8 ones scaled, and the file's metadata.
+
+    Raises FailedPrecondition naming the file, and the tensor where one is at fault.
+    """
+    stored, metadata = read_stored(path)
+    tensors = {
+        name: value.dense() if isinstance(value, Int8Rows) else value.float()
+        for name, value in stored.items()
+    }
+    return tensors, metadata
+
+
+def read_stored(path: Path) -> tuple[dict[str, Tensor | Int8Rows], dict[str, str]]:
+    """Return every tensor of a file in the file's own type, and the file's metadata.
 
     Raises FailedPrecondition naming the file, and the tensor where one is at fault.
     """
@@ -37,7 +62,7 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             metadata = dict(opened.metadata() or {})
     except (SafetensorError, OSError, ValueError) as error:
         raise FailedPrecondition(f"{path.name} is no readable safetensors: {error}.") from error
-    return dict(_to_float32(path.name, raw)), metadata
+    return dict(_paired(path.name, raw)), metadata
 
 
 def write_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -104,15 +129,15 @@ def weight_files(directory: Path) -> list[Path]:
     return [directory / name for name in sorted(names)]
 
 
-def _to_float32(file: str, raw: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+def _paired(file: str, raw: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor | Int8Rows]]:
     for name, value in raw.items():
         owner = name.removesuffix(SCALE_SUFFIX)
         if owner != name and owner in raw and raw[owner].dtype == torch.int8:
             continue
         if value.dtype == torch.int8:
-            yield name, _scaled(file, name, value, raw.get(name + SCALE_SUFFIX))
+            yield name, _int8(file, name, value, raw.get(name + SCALE_SUFFIX))
         elif value.dtype in FLOAT_TYPES:
-            yield name, value.float()
+            yield name, value
         else:
             raise FailedPrecondition(
                 f"{file} has {name!r} as {value.dtype}; F32, F16, BF16 and scaled I8 are read.",
@@ -120,7 +145,7 @@ def _to_float32(file: str, raw: Mapping[str, Tensor]) -> Iterator[tuple[str, Ten
             )
 
 
-def _scaled(file: str, name: str, value: Tensor, scale: Tensor | None) -> Tensor:
+def _int8(file: str, name: str, value: Tensor, scale: Tensor | None) -> Int8Rows:
     if scale is None:
         raise FailedPrecondition(
             f"{file} has int8 {name!r} without {name + SCALE_SUFFIX!r}.", {"tensor": name}
@@ -131,4 +156,4 @@ def _scaled(file: str, name: str, value: Tensor, scale: Tensor | None) -> Tensor
             f" {tuple(value.shape)}; expected one per row.",
             {"tensor": name},
         )
-    return value.float() * scale.float()[:, None]
+    return Int8Rows(value, scale.float())

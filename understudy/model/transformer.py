@@ -5,9 +5,11 @@ is that of `Experts`. The forward itself is plain differentiable torch: gradient
 weight that requires them, and nothing here switches them off.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -19,7 +21,9 @@ from understudy.model.ffn import Experts, FfnWeights, LocalExperts, ffn_shard
 from understudy.model.grouped import GroupedAttention
 from understudy.model.latent import LatentAttention
 from understudy.model.linear import Weights, matrix, vector
+from understudy.model.paged import PagedContext, PagedKv, PagedSequence
 from understudy.model.rope import Angles, Rotary
+from understudy.model.sampling import Sampled, SamplingParams, sample
 from understudy.model.shapes import layer_prefix
 
 
@@ -120,11 +124,33 @@ class Transformer:
             hidden = layer(hidden, angles, attention, adapter)
         return normalise(hidden, self._norm, self.config.rms_norm_eps)
 
+    def advance(
+        self,
+        tokens: Tensor,
+        kv: PagedKv,
+        sequences: Sequence[PagedSequence],
+        adapter: AdapterBatch | None = None,
+    ) -> Tensor:
+        """Return the final-normed hidden states (T, D) of the new `tokens` (T,) of `sequences`."""
+        positions = torch.cat([torch.arange(each.num_cached, each.end) for each in sequences])
+        return self.forward(tokens, positions, PagedContext(kv, sequences), adapter)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits (T, V) of final-normed hidden states (T, D)."""
         if self._down is not None:
             hidden = self._down.multiply(hidden)
         return self._head.multiply(hidden)
+
+    def sample(
+        self,
+        logits: Tensor,
+        params: Sequence[SamplingParams],
+        seeds: Sequence[int],
+        positions: Sequence[int],
+        mask: Tensor | None = None,
+    ) -> Sampled:
+        """Choose a token for each row of `logits`; see `understudy.model.sampling.sample`."""
+        return sample(logits, params, seeds, positions, mask)
 
 
 def normalise(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,9 +13,16 @@ from torch import Tensor
 from understudy.errors import FailedPrecondition
 from understudy.model.config import ModelConfig
 from understudy.model.families import family_named
-from understudy.model.gguf import read_gguf
+from understudy.model.decoder import Compute
+from understudy.model.gguf import GgufBlocks, read_gguf, read_gguf_blocks
 from understudy.model.linear import Matrix, Weights
-from understudy.model.safetensors_io import read_config, read_file, weight_files
+from understudy.model.safetensors_io import (
+    Int8Rows,
+    read_config,
+    read_file,
+    read_stored,
+    weight_files,
+)
 from understudy.model.shapes import expected_shapes
 
 MATRIX_DTYPES: Final = {
@@ -26,6 +33,7 @@ MATRIX_DTYPES: Final = {
 """Types that plain matrices are kept in."""
 READ_SIZE_BYTES: Final = 1 << 20
 STACKED_PATTERN: Final = re.compile(r"(.+\.mlp\.experts)\.((?:gate|up|down)_proj\.weight)")
+Value = TypeVar("Value", Tensor, Tensor | Int8Rows)
 # Tables of old checkpoints that follow from the config.
 RECOMPUTED: Final = ".rotary_emb.inv_freq"
 
@@ -43,13 +51,22 @@ class LoadedModel:
     digest: str
     packed: Mapping[str, Matrix] = field(default_factory=dict)
     matrix_dtype: torch.dtype = torch.float32
+    compute: Compute = "reference"
 
     @property
     def ffn_digest(self) -> bytes:
-        """What two workers must agree on for their feed-forwards to add up: files and types."""
-        if self.matrix_dtype == torch.float32:
+        """What two workers must agree on for their feed-forwards to add up: files and numerics."""
+        numerics = self.numerics
+        if not numerics:
             return bytes.fromhex(self.digest)
-        return hashlib.sha256(f"{self.digest}|{self.matrix_dtype}".encode()).digest()
+        return hashlib.sha256(f"{self.digest}|{numerics}".encode()).digest()
+
+    @property
+    def numerics(self) -> str:
+        """How results are rounded, as a word; empty for plain torch over float32."""
+        dtype = "" if self.matrix_dtype == torch.float32 else str(self.matrix_dtype)
+        compute = "" if self.compute == "reference" else self.compute
+        return "|".join(filter(None, (dtype, compute)))
 
     @property
     def stored(self) -> Weights:
@@ -57,13 +74,19 @@ class LoadedModel:
         return {**self.weights, **self.packed}
 
 
-def load_model(path: Path, matrix_dtype: torch.dtype = torch.float32) -> LoadedModel:
+def load_model(
+    path: Path, matrix_dtype: torch.dtype = torch.float32, compute: Compute = "reference"
+) -> LoadedModel:
     """Load a `.gguf` file, or a directory with `config.json` and safetensors.
 
-    Matrices are kept as `matrix_dtype`; 16-bit ones are computed with in float32 (LayerCast).
-    Raises FailedPrecondition naming the file and the tensor that is missing, misshapen, unknown or
-    not finite, and the family where it is not known.
+    For `reference`, matrices are tensors of `matrix_dtype`; 16-bit ones are computed with in
+    float32 (LayerCast). For the other modes they are packed for the kernels in the file's own
+    format, floats wider than `matrix_dtype` rounded to it. Raises FailedPrecondition naming the
+    file and the tensor that is missing, misshapen, unknown or not finite, and the family where it
+    is not known.
     """
+    if compute != "reference":
+        return _load_packed(path, matrix_dtype, compute)
     weights: dict[str, Tensor] = {}
     if path.suffix == ".gguf":
         config, tensors = read_gguf(path)
@@ -80,9 +103,50 @@ def load_model(path: Path, matrix_dtype: torch.dtype = torch.float32) -> LoadedM
     return LoadedModel(config, weights, _digest(config, files), matrix_dtype=matrix_dtype)
 
 
+def _load_packed(path: Path, matrix_dtype: torch.dtype, compute: Compute) -> LoadedModel:
+    from understudy.model.packed import pack  # noqa: PLC0415 - where there are kernels
+
+    vectors: dict[str, Tensor] = {}
+    packed: dict[str, Matrix] = {}
+    config, files, stored = _open_stored(path)
+    expected = dict(expected_shapes(config))
+    for name, value in stored:
+        if isinstance(value, Tensor) and value.dim() == 1:
+            vectors[name] = value.float()
+            continue
+        kept = value
+        if isinstance(value, Tensor):
+            # 16 bits stay 16 bits: wider ones hold the same values.
+            is_wide = value.dtype == torch.float32
+            kept = _kept(name, value, matrix_dtype) if is_wide else value
+        packed[name] = pack(name, kept, is_exact=compute == "exact")
+    _check_names(expected, {**vectors, **packed}, path.name)
+    _check_finite(vectors, path.name)
+    digest = _digest(config, files)
+    return LoadedModel(config, vectors, digest, packed, matrix_dtype, compute)
+
+
+def _open_stored(
+    path: Path,
+) -> tuple[ModelConfig, list[Path], Iterator[tuple[str, Tensor | GgufBlocks | Int8Rows]]]:
+    if path.suffix == ".gguf":
+        config, tensors = read_gguf_blocks(path)
+        return config, [path], tensors
+    config, files = read_config(path), weight_files(path)
+    return config, files, (
+        pair for file in files for pair in canonical_tensors(config, read_stored(file)[0])
+    )
+
+
 def check_weights(config: ModelConfig, weights: Mapping[str, Tensor], source: str) -> None:
     """Refuse missing, misshapen, unknown or non-finite tensors with FailedPrecondition."""
-    expected = dict(expected_shapes(config))
+    _check_names(dict(expected_shapes(config)), weights, source)
+    _check_finite(weights, source)
+
+
+def _check_names(
+    expected: Mapping[str, tuple[int, ...]], weights: Mapping[str, Tensor | Matrix], source: str
+) -> None:
     for name, shape in expected.items():
         if name not in weights:
             raise FailedPrecondition(f"{source} lacks the tensor {name!r}.", {"tensor": name})
@@ -92,13 +156,17 @@ def check_weights(config: ModelConfig, weights: Mapping[str, Tensor], source: st
                 f"{source} has {name!r} of shape {actual}; the config needs {shape}.",
                 {"tensor": name, "expected": str(shape), "actual": str(actual)},
             )
+    for name in weights.keys() - expected.keys():
+        raise FailedPrecondition(f"{source} has the unknown tensor {name!r}.", {"tensor": name})
+
+
+def _check_finite(weights: Mapping[str, Tensor], source: str) -> None:
+    for name, weight in weights.items():
         # A finite sum proves finite terms in one pass; only an infinite one needs a second look.
-        if not weights[name].sum().isfinite() and not weights[name].isfinite().all():
+        if not weight.sum().isfinite() and not weight.isfinite().all():
             raise FailedPrecondition(
                 f"{source} has values in {name!r} that are not finite.", {"tensor": name}
             )
-    for name in weights.keys() - expected.keys():
-        raise FailedPrecondition(f"{source} has the unknown tensor {name!r}.", {"tensor": name})
 
 
 def random_weights(config: ModelConfig, seed: int, deviation: float = 0.02) -> dict[str, Tensor]:
@@ -113,8 +181,8 @@ def random_weights(config: ModelConfig, seed: int, deviation: float = 0.02) -> d
 
 
 def canonical_tensors(
-    config: ModelConfig, tensors: Mapping[str, Tensor]
-) -> Iterator[tuple[str, Tensor]]:
+    config: ModelConfig, tensors: Mapping[str, Value]
+) -> Iterator[tuple[str, Value]]:
     """Yield tensors of a file of the config's family under canonical names.
 
     Tensors that hold every expert of a layer are taken apart; those that the forward pass has no
@@ -124,7 +192,7 @@ def canonical_tensors(
     for spelled, tensor in tensors.items():
         name = family.canonical(spelled)
         stacked = STACKED_PATTERN.fullmatch(name)
-        if stacked and tensor.dim() == 3:
+        if stacked and isinstance(tensor, Tensor) and tensor.dim() == 3:
             prefix, part = stacked.groups()
             for expert_id, expert in enumerate(tensor.unbind(0)):
                 yield f"{prefix}.{expert_id}.{part}", expert

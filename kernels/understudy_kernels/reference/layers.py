@@ -7,11 +7,17 @@ from torch import Tensor
 
 from understudy_kernels.reference.attention import paged_attention, rotate_and_cache
 from understudy_kernels.reference.checks import check_floats, require
-from understudy_kernels.reference.ffn import normed_swiglu
-from understudy_kernels.reference.linear import check_formats, normed_linears, quantised_linear
+from understudy_kernels.reference.ffn import swiglu
+from understudy_kernels.reference.linear import (
+    add_rms_norm,
+    check_formats,
+    normed_linears,
+    quantised_linear,
+)
 
-LAYER_WEIGHTS = 9
-LAYER_FORMATS = 7
+ATTENTION_WEIGHTS = 6
+ATTENTION_FORMATS = 4
+SHARD_WEIGHTS = 3
 
 
 def decoder_layers(
@@ -22,6 +28,7 @@ def decoder_layers(
     head_norms: Sequence[Tensor],
     num_heads: int,
     ffn_size: int,
+    num_shards: int,
     eps: float,
     cosine: Tensor,
     sine: Tensor,
@@ -36,18 +43,24 @@ def decoder_layers(
 ) -> Tensor:
     """Return `hidden` (T, D) after all layers, whose keys and values are stored on the way.
 
-    Weights are nine a layer: attention norm, packed q, k, v, o, FFN norm, packed gate, up, down;
-    formats are those of the seven packed. `storage` is (blocks, layers, 2, block_size, kv_heads,
+    Weights of a layer: attention norm, packed q, k, v, o, FFN norm, packed gate, up, down of each of
+    `num_shards` slices of `ffn_size`, whose sums are added in order; formats are the packed ones'. `storage` is (blocks, layers, 2, block_size, kv_heads,
     dim), `scales` the same without dim beside int8.
     """
     check_floats(hidden, 2, "hidden")
-    num_layers = len(weights) // LAYER_WEIGHTS
-    check_formats(formats, num_layers * LAYER_FORMATS)
     require(
-        len(weights) % LAYER_WEIGHTS == 0
+        0 < num_shards <= 1024 and ffn_size > 0,
+        f"a feed-forward of {num_shards} shards of {ffn_size} cannot be.",
+    )
+    num_weights = ATTENTION_WEIGHTS + SHARD_WEIGHTS * num_shards
+    num_formats = ATTENTION_FORMATS + SHARD_WEIGHTS * num_shards
+    num_layers = len(weights) // num_weights
+    check_formats(formats, num_layers * num_formats)
+    require(
+        len(weights) % num_weights == 0
         and len(biases) in (0, num_layers)
         and len(head_norms) in (0, 2 * num_layers),
-        "weights must be nine a layer, biases none or one, head norms none or two.",
+        f"weights must be {num_weights} a layer, biases none or one, head norms none or two.",
     )
     require(
         storage.dim() == 6 and storage.shape[1] >= num_layers and storage.shape[2] == 2,
@@ -61,8 +74,8 @@ def decoder_layers(
     )
     widths = (num_heads * dim, num_kv * dim, num_kv * dim)
     for layer in range(num_layers):
-        parts = weights[layer * LAYER_WEIGHTS : (layer + 1) * LAYER_WEIGHTS]
-        kinds = formats[layer * LAYER_FORMATS : (layer + 1) * LAYER_FORMATS]
+        parts = weights[layer * num_weights : (layer + 1) * num_weights]
+        kinds = formats[layer * num_formats : (layer + 1) * num_formats]
         cache = storage[:, layer, 0], storage[:, layer, 1]
         cache_scales = (None, None) if scales is None else (scales[:, layer, 0], scales[:, layer, 1])
         bias = biases[layer] if biases else None
@@ -77,6 +90,12 @@ def decoder_layers(
             query, *cache, *cache_scales, tables, sequences, lengths, scale
         ).flatten(1)
         size = hidden.shape[1]
-        hidden = quantised_linear(attended, parts[4], kinds[3], size, None, hidden, exact)
-        hidden = normed_swiglu(hidden, parts[5], eps, *parts[6:9], kinds[4:], ffn_size, exact)
+        output = quantised_linear(attended, parts[4], kinds[3], size, None, None, exact)
+        normed, hidden = add_rms_norm(output, hidden, parts[5], eps)
+        for start in range(0, SHARD_WEIGHTS * num_shards, SHARD_WEIGHTS):
+            shard = parts[ATTENTION_WEIGHTS + start : ATTENTION_WEIGHTS + start + SHARD_WEIGHTS]
+            shard_kinds = kinds[ATTENTION_FORMATS + start :][:SHARD_WEIGHTS]
+            partial = swiglu(normed, *shard, shard_kinds, ffn_size, exact)
+            total = partial if start == 0 else total + partial
+        hidden = hidden + total
     return hidden if num_layers else torch.clone(hidden)
