@@ -64,7 +64,9 @@ def decoder_layers(
         parts = weights[layer * LAYER_WEIGHTS : (layer + 1) * LAYER_WEIGHTS]
         kinds = formats[layer * LAYER_FORMATS : (layer + 1) * LAYER_FORMATS]
         cache = storage[:, layer, 0], storage[:, layer, 1]
-        cache_scales = (None, None) if scales is None else (scales[:, layer, 0], scales[:, layer, 1])
+        cache_scales = (
+            (None, None) if scales is None else (scales[:, layer, 0], scales[:, layer, 1])
+        )
         bias = biases[layer] if biases else None
         norms = head_norms[2 * layer : 2 * layer + 2] if head_norms else (None, None)
         projected = normed_linears(
