@@ -11,7 +11,7 @@ registered at import.
     swiglu               hidden (T, D) -> (T, D); normed_swiglu adds norm before and residual after
     swiglu_experts       hidden (T, D), ids and gates (T, K) -> gated sum over the experts held here
     rotate_and_cache     projected (T, N) -> queries (T, H, dim); keys and values go to their slots
-    paged_attention      query (T, H, dim) -> (T, H, value dim) over block tables; GQA and MLA latent
+    paged_attention      query (T, H, dim) -> (T, H, value dim) over block tables; also MLA latent
     sample_tokens        logits (B, V) and a uniform number a row -> tokens and evidence (B,)
     decoder_layers       hidden (T, D) -> (T, D) through every layer in one call
 

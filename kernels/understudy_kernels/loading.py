@@ -9,7 +9,7 @@ import functools
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import torch
 
@@ -84,7 +84,7 @@ def _register_reference() -> torch.library.Library:
 
 
 def _register_gpu() -> torch.library.Library:
-    from understudy_kernels.gpu import GPU  # noqa: PLC0415 - Triton, where there is a GPU
+    from understudy_kernels.gpu import GPU
 
     library = torch.library.Library(NAMESPACE, "IMPL")
     for name, reference in REFERENCE.items():

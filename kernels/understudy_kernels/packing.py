@@ -1,4 +1,4 @@
-"""Weights into the kernels' layout, once at load: from GGUF blocks, float tensors, or quantised here.
+"""Weights into the kernels' layout, once at load: GGUF blocks, floats, or quantised here.
 
 Values are moved, never requantised. Memory beyond the result is a small multiple of one matrix.
 """

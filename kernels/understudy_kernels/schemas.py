@@ -1,4 +1,4 @@
-"""The operators' schemas: the one source of what C++, the reference and the GPU versions register."""
+"""The operators' schemas: what C++, the reference and the GPU versions register."""
 
 from collections.abc import Mapping
 from types import MappingProxyType

@@ -6,7 +6,6 @@ import gguf
 import numpy as np
 import torch
 from torch import Tensor
-
 from understudy_kernels import Format, PackedFfn, PackedLinear
 from understudy_kernels.packing import (
     RAW_BYTES,
@@ -62,5 +61,3 @@ def ffn(kind: Format, size: int, ffn_size: int, seed: int = 0) -> PackedFfn:
         weight(kind, ffn_size, size, seed + 1).packed,
         weight(kind, size, ffn_size, seed + 2).packed,
     )
-
-

@@ -5,11 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from understudy_kernels import CacheView, Rows, ops
+from understudy_kernels.reference import attention as reference
 
 from tests.kernels.builders import generator, normal
 from understudy.errors import Internal
-from understudy_kernels import CacheView, Rows, ops
-from understudy_kernels.reference import attention as reference
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
 NUM_BLOCKS, BLOCK_SIZE = 40, 16
@@ -96,9 +96,7 @@ def test_prompt_chunks_and_decodes_share_a_step() -> None:
     rows = Rows(tables(2, 20, 4), sequences, lengths)
     query = normal((12, 9, 64), 3)
     found = ops.paged_attention(query, cache, rows, 0.125)
-    wanted = reference.paged_attention(
-        query, *parts(cache), rows.tables, sequences, lengths, 0.125
-    )
+    wanted = reference.paged_attention(query, *parts(cache), rows.tables, sequences, lengths, 0.125)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=2e-6)
 
 
@@ -147,7 +145,9 @@ def test_tables_and_slots_outside_the_cache_are_refused() -> None:
     query = normal((1, 2, 16), 0)
 
     def attend(table: list[int], sequence: int, length: int) -> Tensor:
-        rows = Rows(*(torch.tensor(each, dtype=torch.int32) for each in ([table], [sequence], [length])))
+        rows = Rows(
+            *(torch.tensor(each, dtype=torch.int32) for each in ([table], [sequence], [length]))
+        )
         return ops.paged_attention(query, cache, rows, 1.0)
 
     for call, sentence in (

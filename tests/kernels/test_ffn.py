@@ -4,12 +4,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from tests.kernels.builders import ffn, normal
-from understudy.errors import FailedPrecondition, Internal
 from understudy_kernels import Format, ops
 from understudy_kernels.packing import stack_experts
 from understudy_kernels.reference import ffn as reference
+
+from tests.kernels.builders import ffn, normal
+from understudy.errors import FailedPrecondition, Internal
 
 KINDS = (Format.F32, Format.BF16, Format.Q8_0, Format.Q4_1, Format.Q4_K)
 
@@ -59,7 +59,16 @@ def test_experts_equal_their_reference_over_ragged_and_empty_groups(
     hidden = normal((num_rows, 32), seed)
     found = ops.swiglu_experts(hidden, ids, gates, experts, first_expert=first, exact=exact)
     wanted = reference.swiglu_experts(
-        hidden, ids, gates, experts.gate, experts.up, experts.down, experts.formats, 64, first, exact
+        hidden,
+        ids,
+        gates,
+        experts.gate,
+        experts.up,
+        experts.down,
+        experts.formats,
+        64,
+        first,
+        exact,
     )
     close(found, wanted, exact=exact)
 

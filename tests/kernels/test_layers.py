@@ -1,13 +1,15 @@
 """Every layer in one call: the single operators' result, alone or in company, chunked or whole."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
+from understudy_kernels import DecoderLayers, Format, Rows, ops
+from understudy_kernels.reference.layers import decoder_layers as reference
 
 from tests.kernels.builders import normal, weight
 from understudy.errors import Internal
-from understudy_kernels import DecoderLayers, Format, Rows, ops
-from understudy_kernels.reference.layers import decoder_layers as reference
 
 SIZE, FFN, HEADS, NUM_KV, DIM, LAYERS, BLOCK_SIZE = 64, 96, 4, 2, 16, 3, 8
 WIDTH = (HEADS + 2 * NUM_KV) * DIM
@@ -17,10 +19,19 @@ SCALE = DIM**-0.5
 def layers(kind: Format, *, has_extras: bool, num_shards: int = 1) -> DecoderLayers:
     weights: list[Tensor] = []
     for layer in range(LAYERS):
-        shapes = ((HEADS * DIM, SIZE), (NUM_KV * DIM, SIZE), (NUM_KV * DIM, SIZE), (SIZE, HEADS * DIM))
-        projections = [weight(kind, *shape, 10 * layer + i).packed.data for i, shape in enumerate(shapes)]
+        shapes = (
+            (HEADS * DIM, SIZE),
+            (NUM_KV * DIM, SIZE),
+            (NUM_KV * DIM, SIZE),
+            (SIZE, HEADS * DIM),
+        )
+        projections = [
+            weight(kind, *shape, 10 * layer + i).packed.data for i, shape in enumerate(shapes)
+        ]
         shapes = ((FFN, SIZE), (FFN, SIZE), (SIZE, FFN)) * num_shards
-        parts = [weight(kind, *shape, 10 * layer + 5 + i).packed.data for i, shape in enumerate(shapes)]
+        parts = [
+            weight(kind, *shape, 10 * layer + 5 + i).packed.data for i, shape in enumerate(shapes)
+        ]
         weights += [normal((SIZE,), layer), *projections, normal((SIZE,), layer + 50), *parts]
     biases = [normal((WIDTH,), 70 + layer) for layer in range(LAYERS)] if has_extras else []
     norms = [normal((DIM,), 80 + index) for index in range(2 * LAYERS)] if has_extras else []
@@ -37,7 +48,9 @@ def angles(positions: Tensor) -> tuple[Tensor, Tensor]:
     return phase.cos(), phase.sin()
 
 
-def run(model: DecoderLayers, kv: Tensor, hidden: Tensor, table: list[int], start: int, *, exact: bool) -> Tensor:
+def run(
+    model: DecoderLayers, kv: Tensor, hidden: Tensor, table: list[int], start: int, *, exact: bool
+) -> Tensor:
     positions = torch.arange(start, start + hidden.shape[0])
     slots = torch.tensor(table)[positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE
     rows = Rows(
@@ -79,7 +92,7 @@ def test_chunks_and_single_tokens_give_the_bits_of_the_whole_prompt(*, exact: bo
     cuts = [0, 1, 2, 9, 30, 39, 40]
     chunks = [
         run(model, parts_kv, hidden[start:stop].contiguous(), [3, 1, 7, 0, 11], start, exact=exact)
-        for start, stop in zip(cuts, cuts[1:], strict=False)
+        for start, stop in pairwise(cuts)
     ]
     assert torch.equal(torch.cat(chunks), whole)
     assert torch.equal(parts_kv, whole_kv)

@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from understudy_kernels import Format, PackedLinear, ops
+from understudy_kernels.reference import linear as reference
 
 from tests.kernels.builders import ALL_FORMATS, GGUF_FORMATS, normal, weight
 from understudy.errors import Internal
-from understudy_kernels import Format, PackedLinear, ops
-from understudy_kernels.reference import linear as reference
 
 ROWS = (0, 1, 2, 3, 7, 33)
 
@@ -33,9 +33,7 @@ def test_linear_equals_its_reference(
 ) -> None:
     made = weight(kind, num_out, units * kind.unit_inputs, seed=units)
     hidden = normal((num_rows, made.packed.num_in), seed=num_rows)
-    wanted = reference.quantised_linear(
-        hidden, made.packed.data, kind, num_out, None, None, exact
-    )
+    wanted = reference.quantised_linear(hidden, made.packed.data, kind, num_out, None, None, exact)
     close(ops.linear(hidden, made.packed, exact=exact), wanted)
     if exact:
         close(wanted, hidden @ made.values.T)
@@ -110,7 +108,9 @@ def test_norm_of_a_sum_equals_its_reference(num_rows: int, size: int) -> None:
 @pytest.mark.parametrize("exact", [True, False])
 def test_projections_of_mixed_formats_share_one_norm(num_rows: int, *, exact: bool) -> None:
     kinds = (Format.Q4_K, Format.BF16, Format.Q6_K)
-    made = [weight(kind, out, 256, out).packed for kind, out in zip(kinds, (48, 20, 33), strict=True)]
+    made = [
+        weight(kind, out, 256, out).packed for kind, out in zip(kinds, (48, 20, 33), strict=True)
+    ]
     hidden, norm, bias = normal((num_rows, 256), 1), normal((256,), 2), normal((101,), 3)
     found = ops.normed_linears(hidden, norm, 1e-5, made, bias=bias, exact=exact)
     wanted = reference.normed_linears(

@@ -4,13 +4,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
-from tests.kernels.builders import ALL_FORMATS, FLOATS, GGUF_FORMATS, raw_blocks, weight
-from understudy.errors import FailedPrecondition
 from understudy_kernels import Format
 from understudy_kernels.formats import packed_bytes
 from understudy_kernels.packing import pack_dense, pack_gguf, quantise_int4, quantise_int8
 from understudy_kernels.reference.unpack import unpack
+
+from tests.kernels.builders import ALL_FORMATS, FLOATS, GGUF_FORMATS, raw_blocks, weight
+from understudy.errors import FailedPrecondition
 
 
 @given(kind=st.sampled_from(ALL_FORMATS), num_out=st.integers(1, 40), units=st.integers(1, 3))
@@ -44,7 +44,7 @@ def test_a_scale_that_is_not_a_number_is_reported_with_the_tensors_name(kind: Fo
     raw = torch.from_numpy(raw_blocks(kind, 4, kind.unit_inputs, seed=0))
     offset = 208 if kind is Format.Q6_K else 0
     raw[2, offset : offset + 2] = torch.tensor([0, 0x7E], dtype=torch.uint8)
-    with pytest.raises(FailedPrecondition, match="blk.0.ffn_up"):
+    with pytest.raises(FailedPrecondition, match=r"blk\.0\.ffn_up"):
         pack_gguf(raw, kind, "blk.0.ffn_up")
 
 

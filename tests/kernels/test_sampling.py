@@ -7,14 +7,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-
-from tests.kernels.builders import generator, normal
-from understudy.errors import Internal
 from understudy_kernels import ops
 from understudy_kernels.reference.sampling import sample_tokens as reference
 
+from tests.kernels.builders import generator, normal
+from understudy.errors import Internal
 
-def params(temperature: list[float], top_k: list[int], top_p: list[float], uniform: list[float]) -> tuple[Tensor, ...]:
+
+def params(
+    temperature: list[float], top_k: list[int], top_p: list[float], uniform: list[float]
+) -> tuple[Tensor, ...]:
     return (
         torch.tensor(temperature, dtype=torch.float64),
         torch.tensor(top_k, dtype=torch.int64),

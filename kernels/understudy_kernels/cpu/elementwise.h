@@ -6,7 +6,6 @@ namespace understudy {
 namespace {
 
 INLINE float largest_magnitude(const float* x, int64_t count) {
-  // As integers, magnitudes order like floats and what is not a number comes out on top.
   uint32_t top = 0;
   for (int64_t i = 0; i < count; ++i) {
     uint32_t bits;
@@ -21,26 +20,26 @@ INLINE float largest_magnitude(const float* x, int64_t count) {
 
 // A broken activation must reach the logits, where it is noticed.
 INLINE void quantise_block(const float* x, QuantisedBlock& block) {
-  const float magnitude = largest_magnitude(x, kBlock);
+  const Floats halves[2] = {load(x), load(x + kLanes)};
+  alignas(64) float magnitudes[kLanes];
+  store(magnitudes, greater_magnitude(halves[0], halves[1]));
+  const float magnitude = largest_magnitude(magnitudes, kLanes);
   if (!(magnitude <= __FLT_MAX__)) {
     const float broken = __builtin_nanf("");
     block = {{}, broken, broken, {broken, broken}};
     return;
   }
-  const float inverse = magnitude > 0.0f ? 127.0f / magnitude : 0.0f;
-  block.scale = magnitude / 127.0f;
-  int32_t sums[2] = {0, 0};
+  const Floats inverse = splat(magnitude > 0.0f ? 127.0f / magnitude : 0.0f);
+  float sums[2];
   for (int half = 0; half < 2; ++half) {
-    alignas(64) float rounded[kLanes];
-    store(rounded, round(multiply(load(x + half * kLanes), splat(inverse))));
-    for (int i = 0; i < kLanes; ++i) {
-      const int32_t value = static_cast<int32_t>(rounded[i]);
-      block.values[half * kLanes + i] = static_cast<int8_t>(value);
-      sums[half] += value;
-    }
-    block.half_sums[half] = block.scale * static_cast<float>(sums[half]);
+    const Floats rounded = round(multiply(halves[half], inverse));
+    store_signed8(block.values + half * kLanes, rounded);
+    sums[half] = integral_sum(rounded);
   }
-  block.sum = block.scale * static_cast<float>(sums[0] + sums[1]);
+  block.scale = magnitude / 127.0f;
+  block.half_sums[0] = block.scale * sums[0];
+  block.half_sums[1] = block.scale * sums[1];
+  block.sum = block.scale * (sums[0] + sums[1]);
 }
 
 void quantise(const float* x, int64_t stride, int64_t begin, int64_t end, int64_t num_in,

@@ -52,6 +52,19 @@ INLINE Floats load_signed8(const int8_t* p) {
   return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))};
 }
 
+INLINE void store_signed8(int8_t* p, Floats integral) {
+  const __m128i bytes = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(integral.all));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
+}
+// For small integers, whose sum is the same in any order.
+INLINE float integral_sum(Floats v) { return _mm512_reduce_add_ps(v.all); }
+// As integers, magnitudes order like floats and what is not a number comes out on top.
+INLINE Floats greater_magnitude(Floats a, Floats b) {
+  const __m512i mask = _mm512_set1_epi32(0x7fffffff);
+  return {_mm512_castsi512_ps(_mm512_max_epi32(_mm512_and_si512(_mm512_castps_si512(a.all), mask),
+                                               _mm512_and_si512(_mm512_castps_si512(b.all), mask)))};
+}
+
 INLINE Ints load_bytes(const void* p) { return {_mm512_loadu_si512(p)}; }
 INLINE void store_bytes(void* p, Ints v) { _mm512_storeu_si512(p, v.all); }
 INLINE Ints splat_quad(const int8_t* p) {

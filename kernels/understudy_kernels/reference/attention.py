@@ -81,12 +81,16 @@ def paged_attention(
     check_floats(query, 3, "query")
     check_cache(keys, values, key_scales, value_scales)
     num_rows, num_heads, dim = query.shape
-    num_kv, block_size = keys.shape[2], keys.shape[1]
+    num_kv = keys.shape[2]
     require(
         dim == keys.shape[3] and num_heads > 0 and num_kv > 0 and num_heads % num_kv == 0,
         f"query {list(query.shape)} does not fit keys {list(keys.shape)}.",
     )
-    for indices, dims, name in ((tables, 2, "tables"), (sequences, 1, "sequences"), (lengths, 1, "lengths")):
+    for indices, dims, name in (
+        (tables, 2, "tables"),
+        (sequences, 1, "sequences"),
+        (lengths, 1, "lengths"),
+    ):
         require(
             indices.dtype == torch.int32 and indices.dim() == dims and indices.is_contiguous(),
             f"{name} must be contiguous int32 of {dims} dimensions.",
@@ -96,7 +100,9 @@ def paged_attention(
         f"sequences and lengths must have {num_rows} values.",
     )
     attended = query.new_zeros((num_rows, num_heads, values.shape[3]))
-    for row, (sequence, length) in enumerate(zip(sequences.tolist(), lengths.tolist(), strict=True)):
+    for row, (sequence, length) in enumerate(
+        zip(sequences.tolist(), lengths.tolist(), strict=True)
+    ):
         blocks = _checked_blocks(tables, keys, row, sequence, length)
         if length == 0:
             continue
@@ -129,9 +135,7 @@ def check_cache(
         return
     for scales, name in ((key_scales, "key_scales"), (value_scales, "value_scales")):
         require(
-            scales is not None
-            and scales.dtype == torch.float32
-            and scales.shape == keys.shape[:3],
+            scales is not None and scales.dtype == torch.float32 and scales.shape == keys.shape[:3],
             f"{name} must be float32 of shape {list(keys.shape[:3])} beside int8 keys.",
         )
 
@@ -143,9 +147,7 @@ def check_slots(slots: Tensor, keys: Tensor, num_rows: int) -> None:
         f"slots must be {num_rows} contiguous int64.",
     )
     for outside in slots[(slots < 0) | (slots >= keys.shape[0] * keys.shape[1])].tolist():
-        require(
-            False, f"slot {outside} is outside {keys.shape[0]} blocks of {keys.shape[1]}."
-        )
+        require(False, f"slot {outside} is outside {keys.shape[0]} blocks of {keys.shape[1]}.")
 
 
 def _rotate(states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
@@ -179,9 +181,7 @@ def _checked_blocks(tables: Tensor, keys: Tensor, row: int, sequence: int, lengt
         f"row {row} names sequence {sequence} of {tables.shape[0]}.",
     )
     capacity = tables.shape[1] * keys.shape[1]
-    require(
-        0 <= length <= capacity, f"row {row} sees {length} tokens, its table holds {capacity}."
-    )
+    require(0 <= length <= capacity, f"row {row} sees {length} tokens, its table holds {capacity}.")
     blocks = tables[sequence, : -(-length // keys.shape[1])].long()
     for block in blocks[(blocks < 0) | (blocks >= keys.shape[0])].tolist():
         require(False, f"sequence {sequence} names block {block} of {keys.shape[0]}.")

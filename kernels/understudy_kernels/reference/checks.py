@@ -1,7 +1,7 @@
 """Refusals of input that the operators' schemas cannot express; C++ refuses the same."""
 
-from torch import Tensor
 import torch
+from torch import Tensor
 
 from understudy_kernels.formats import Format, packed_bytes
 
@@ -15,9 +15,7 @@ def require(is_met: bool, message: str) -> None:
 def check_floats(tensor: Tensor, dims: int, name: str) -> None:
     """Refuse anything but a float32 tensor of `dims` dimensions."""
     require(tensor.dtype == torch.float32, f"{name} must be float32, it is {tensor.dtype}.")
-    require(
-        tensor.dim() == dims, f"{name} must have {dims} dimensions, it has {tensor.dim()}."
-    )
+    require(tensor.dim() == dims, f"{name} must have {dims} dimensions, it has {tensor.dim()}.")
     require(tensor.is_contiguous(), f"{name} must be contiguous.")
 
 

@@ -77,7 +77,9 @@ def decoder_layers(
         parts = weights[layer * num_weights : (layer + 1) * num_weights]
         kinds = formats[layer * num_formats : (layer + 1) * num_formats]
         cache = storage[:, layer, 0], storage[:, layer, 1]
-        cache_scales = (None, None) if scales is None else (scales[:, layer, 0], scales[:, layer, 1])
+        cache_scales = (
+            (None, None) if scales is None else (scales[:, layer, 0], scales[:, layer, 1])
+        )
         bias = biases[layer] if biases else None
         norms = head_norms[2 * layer : 2 * layer + 2] if head_norms else (None, None)
         projected = normed_linears(

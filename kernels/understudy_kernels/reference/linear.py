@@ -26,7 +26,7 @@ def quantise_activations(hidden: Tensor) -> Tensor:
     return (values * (magnitudes / INT8_LIMIT)).flatten(-2)
 
 
-def multiply(hidden: Tensor, packed: Tensor, number: int, num_out: int, exact: bool) -> Tensor:  # noqa: FBT001
+def multiply(hidden: Tensor, packed: Tensor, number: int, num_out: int, exact: bool) -> Tensor:
     """Return hidden (T, K) times the transposed weight (num_out, K)."""
     kind = checked_format(packed, number, num_out, hidden.shape[1])
     rows = hidden if exact or not kind.is_quantised else quantise_activations(hidden)
@@ -58,7 +58,13 @@ def quantised_linear(
     return result
 
 
-def quantised_embedding(ids: Tensor, packed: Tensor, format: int, num_out: int, num_in: int) -> Tensor:  # noqa: A002
+def quantised_embedding(
+    ids: Tensor,
+    packed: Tensor,
+    format: int,  # noqa: A002
+    num_out: int,
+    num_in: int,
+) -> Tensor:
     """Return rows `ids` (T,) of the table (num_out, num_in), (T, num_in)."""
     require(
         ids.dtype == torch.int64 and ids.dim() == 1 and ids.is_contiguous(),
@@ -76,7 +82,9 @@ def rms_norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
     return functional.rms_norm(hidden, checked.shape, checked, eps)
 
 
-def add_rms_norm(hidden: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def add_rms_norm(
+    hidden: Tensor, residual: Tensor, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
     """Return the norm of hidden + residual, and hidden + residual; all (T, D)."""
     check_floats(hidden, 2, "hidden")
     check_floats(residual, 2, "residual")
