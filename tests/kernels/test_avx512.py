@@ -30,8 +30,6 @@ def test_emulated_avx512_kernels_equal_the_avx2_kernels(tmp_path: Path) -> None:
         objects.append(target)
     program = str(tmp_path / "compare")
     source = str(HERE / "compare_isas.cpp")
-    subprocess.run(
-        [compiler, *FLAGS, f"-I{SOURCES}", source, *objects, "-o", program], check=True
-    )
+    subprocess.run([compiler, *FLAGS, f"-I{SOURCES}", source, *objects, "-o", program], check=True)
     done = subprocess.run([program], capture_output=True, text=True, check=False)
     assert done.stdout == "equal\n"

@@ -64,11 +64,13 @@ def decoder_layers(
         parts = weights[layer * LAYER_WEIGHTS : (layer + 1) * LAYER_WEIGHTS]
         kinds = formats[layer * LAYER_FORMATS : (layer + 1) * LAYER_FORMATS]
         cache = storage[:, layer, 0], storage[:, layer, 1]
-        cache_scales = (
-            (None, None) if scales is None else (scales[:, layer, 0], scales[:, layer, 1])
-        )
+        cache_scales: tuple[Tensor | None, Tensor | None] = (None, None)
+        if scales is not None:
+            cache_scales = (scales[:, layer, 0], scales[:, layer, 1])
         bias = biases[layer] if biases else None
-        norms = head_norms[2 * layer : 2 * layer + 2] if head_norms else (None, None)
+        norms: tuple[Tensor | None, Tensor | None] = (None, None)
+        if head_norms:
+            norms = (head_norms[2 * layer], head_norms[2 * layer + 1])
         projected = normed_linears(
             hidden, parts[0], eps, parts[1:4], kinds[:3], widths, bias, exact
         )
@@ -80,5 +82,6 @@ def decoder_layers(
         ).flatten(1)
         size = hidden.shape[1]
         hidden = quantised_linear(attended, parts[4], kinds[3], size, None, hidden, exact)
-        hidden = normed_swiglu(hidden, parts[5], eps, *parts[6:9], kinds[4:], ffn_size, exact)
+        ffn = (parts[6], parts[7], parts[8], kinds[4:], ffn_size, exact)
+        hidden = normed_swiglu(hidden, parts[5], eps, *ffn)
     return hidden if num_layers else torch.clone(hidden)
