@@ -45,17 +45,19 @@ def linear(
 ) -> Tensor:
     """Return hidden (T, K) @ weight^T (+ bias (N,)) (+ residual (T, N)): (T, N)."""
     with _REFUSALS:
-        return torch.ops.understudy.quantised_linear.default(
+        result: Tensor = torch.ops.understudy.quantised_linear.default(
             hidden, weight.data, weight.format, weight.num_out, bias, residual, exact
         )
+    return result
 
 
 def embedding(ids: Tensor, table: PackedLinear) -> Tensor:
     """Return rows `ids` (T,) int64 of the table as float32 (T, num_in)."""
     with _REFUSALS:
-        return torch.ops.understudy.quantised_embedding.default(
+        result: Tensor = torch.ops.understudy.quantised_embedding.default(
             ids, table.data, table.format, table.num_out, table.num_in
         )
+    return result
 
 
 def add_rms_norm(
@@ -63,7 +65,10 @@ def add_rms_norm(
 ) -> tuple[Tensor, Tensor]:
     """Return the norm of hidden + residual, and hidden + residual, both (T, D)."""
     with _REFUSALS:
-        return torch.ops.understudy.add_rms_norm.default(hidden, residual, weight, eps)
+        result: tuple[Tensor, Tensor] = torch.ops.understudy.add_rms_norm.default(
+            hidden, residual, weight, eps
+        )
+    return result
 
 
 def normed_linears(
@@ -77,7 +82,7 @@ def normed_linears(
 ) -> Tensor:
     """Return several layers (q, k, v) of the normed hidden side by side: (T, sum of num_out)."""
     with _REFUSALS:
-        return torch.ops.understudy.normed_linears.default(
+        result: Tensor = torch.ops.understudy.normed_linears.default(
             hidden,
             norm,
             eps,
@@ -87,14 +92,16 @@ def normed_linears(
             bias,
             exact,
         )
+    return result
 
 
 def swiglu(hidden: Tensor, ffn: PackedFfn, *, exact: bool = False) -> Tensor:
     """Return down(silu(gate(hidden)) * up(hidden)): (T, D)."""
     with _REFUSALS:
-        return torch.ops.understudy.swiglu.default(
+        result: Tensor = torch.ops.understudy.swiglu.default(
             hidden, ffn.gate.data, ffn.up.data, ffn.down.data, ffn.formats, ffn.gate.num_out, exact
         )
+    return result
 
 
 def normed_swiglu(
@@ -103,7 +110,10 @@ def normed_swiglu(
     """Return hidden + swiglu(rms_norm(hidden)): (T, D)."""
     parts = (ffn.gate.data, ffn.up.data, ffn.down.data, ffn.formats, ffn.gate.num_out)
     with _REFUSALS:
-        return torch.ops.understudy.normed_swiglu.default(hidden, norm, eps, *parts, exact)
+        result: Tensor = torch.ops.understudy.normed_swiglu.default(
+            hidden, norm, eps, *parts, exact
+        )
+    return result
 
 
 def swiglu_experts(
@@ -121,9 +131,10 @@ def swiglu_experts(
     """
     stacks = (experts.gate, experts.up, experts.down, list(experts.formats), experts.ffn_size)
     with _REFUSALS:
-        return torch.ops.understudy.swiglu_experts.default(
+        result: Tensor = torch.ops.understudy.swiglu_experts.default(
             hidden, ids, gates, *stacks, first_expert, exact
         )
+    return result
 
 
 def rotate_and_cache(
@@ -143,18 +154,20 @@ def rotate_and_cache(
     """
     parts = (cache.keys, cache.values, cache.key_scales, cache.value_scales)
     with _REFUSALS:
-        return torch.ops.understudy.rotate_and_cache.default(
+        result: Tensor = torch.ops.understudy.rotate_and_cache.default(
             projected, *angles, *parts, slots, num_heads, query_norm, key_norm, eps
         )
+    return result
 
 
 def paged_attention(query: Tensor, cache: CacheView, rows: Rows, scale: float) -> Tensor:
     """Return what each row of `query` (T, H, dim) sees: (T, H, value dim)."""
     parts = (cache.keys, cache.values, cache.key_scales, cache.value_scales)
     with _REFUSALS:
-        return torch.ops.understudy.paged_attention.default(
+        result: Tensor = torch.ops.understudy.paged_attention.default(
             query, *parts, rows.tables, rows.sequences, rows.lengths, scale
         )
+    return result
 
 
 def latent_attention(
@@ -179,9 +192,10 @@ def sample_tokens(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return tokens, log-probabilities, margins and mask losses, all (B,), of logits (B, V)."""
     with _REFUSALS:
-        return torch.ops.understudy.sample_tokens.default(
+        result: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.understudy.sample_tokens.default(
             logits, mask, temperatures, top_ks, top_ps, uniforms
         )
+    return result
 
 
 def decoder_layers(
@@ -204,6 +218,7 @@ def decoder_layers(
     sizes = (layers.num_heads, layers.ffn_size, layers.num_shards, layers.eps)
     tables = (rows.tables, rows.sequences, rows.lengths)
     with _REFUSALS:
-        return torch.ops.understudy.decoder_layers.default(
+        result: Tensor = torch.ops.understudy.decoder_layers.default(
             hidden, *weights, *sizes, *angles, storage, scales, slots, *tables, scale, exact
         )
+    return result

@@ -166,7 +166,8 @@ def _check_finite(values: Tensor, name: str) -> None:
 def _grouped(values: Tensor) -> Tensor:
     """(N, U, ...) to (G, U, 16, ...), with rows of zeros after the last."""
     padding = [0, 0] * (values.dim() - 1) + [0, -values.shape[0] % LANES]
-    return functional.pad(values, padding).unflatten(0, (-1, LANES)).transpose(1, 2)
+    groups: Tensor = functional.pad(values, padding).unflatten(0, (-1, LANES))
+    return groups.transpose(1, 2)
 
 
 def _halves(scales: Tensor) -> Tensor:
@@ -181,19 +182,21 @@ def _bytes(values: Tensor) -> Tensor:
 
 def _pairs(values: Tensor) -> Tensor:
     """Bytes (N, U, 16) to (G, U, 8, 32): two runs of 16 rows for each block of 32."""
-    return _grouped(values).transpose(2, 3).unflatten(2, (8, 2)).flatten(3).contiguous()
+    pairs: Tensor = _grouped(values).transpose(2, 3).unflatten(2, (8, 2))
+    return pairs.flatten(3).contiguous()
 
 
 def _quads(values: Tensor) -> Tensor:
     """Bytes (N, U, 32 n) to (G, U n, 8, 64): four inputs of each of 16 rows, eight times."""
     num_rows = values.shape[0]
     blocks = _grouped(values.reshape(num_rows, -1, BLOCK))  # (G, U n, 16, 32)
-    return blocks.unflatten(-1, (8, 4)).transpose(2, 3).flatten(3).contiguous()
+    quads: Tensor = blocks.unflatten(-1, (8, 4))
+    return quads.transpose(2, 3).flatten(3).contiguous()
 
 
 def _nibbles(values: Tensor) -> Tensor:
     """Values below 16 (N, U, 32 n) to bytes (G, U n, 256), two quads in each byte run."""
-    pairs = _quads(values).unflatten(2, (4, 2))
+    pairs: Tensor = _quads(values).unflatten(2, (4, 2))
     return ((pairs[:, :, :, 0] & 15) | (pairs[:, :, :, 1] << 4)).flatten(2)
 
 

@@ -10,10 +10,10 @@ namespace understudy {
 // The numbers are those of formats.py.
 enum Format : int64_t { F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K, Q6_K, kNumFormats };
 
-constexpr int64_t kLanes = 16;       // output rows that lie interleaved in one group
-constexpr int64_t kBlock = 32;       // inputs that share a scale
-constexpr int64_t kSplit = 256;      // tokens whose attention is summed before it is merged
-constexpr int64_t kQueryTile = 24;   // query rows that share one reading of keys and values
+constexpr int64_t kLanes = 16;      // output rows that lie interleaved in one group
+constexpr int64_t kBlock = 32;      // inputs that share a scale
+constexpr int64_t kSplit = 256;     // tokens whose attention is summed before it is merged
+constexpr int64_t kQueryTile = 24;  // query rows that share one reading of keys and values
 
 // 32 activations as int8; `sum` is scale * (sum of values), `half_sums` the same of each half.
 struct QuantisedBlock {
@@ -40,7 +40,7 @@ struct Cache {
   void* values;
   float* key_scales;  // null unless the cache is int8
   float* value_scales;
-  int64_t dtype;  // 0 float32, 1 bfloat16, 2 float16, 3 int8
+  int64_t dtype;                                         // 0 float32, 1 bfloat16, 2 float16, 3 int8
   int64_t key_strides[3], value_strides[3];              // block, token, head; in elements
   int64_t key_scale_strides[3], value_scale_strides[3];  // block, token, head
   int64_t num_blocks, block_size, num_kv_heads, key_dim, value_dim;

@@ -1,7 +1,7 @@
 // Attention over paged keys and values, tiles of 64 tokens at a time with a running maximum.
 //
-// Tiles and splits start at fixed positions of the sequence, so a row's sums are the same whether it
-// is decoded alone or is one of a prompt's thousand rows.
+// Tiles and splits start at fixed positions of the sequence, so a row's sums are the same whether
+// it is decoded alone or is one of a prompt's thousand rows.
 #pragma once
 #include "elementwise.h"
 #include "linear.h"
@@ -44,13 +44,13 @@ INLINE void read_cached(const void* base, int64_t dtype, int64_t at, int64_t siz
 constexpr int64_t kTurned = 8;  // tokens whose keys are transposed together
 
 struct Workspace {
-  float* keys;      // (padded key_dim, kTile)
-  float* values;    // (kTile, padded value_dim)
-  float* queries;   // (kQueryTile, key_dim)
-  float* scores;    // (kQueryTile, kTile)
-  float* tokens;    // (kTurned, padded key_dim)
-  float* split;     // (kQueryTile, padded value_dim), the sums of the current split
-  float* total;     // (kQueryTile, padded value_dim)
+  float* keys;     // (padded key_dim, kTile)
+  float* values;   // (kTile, padded value_dim)
+  float* queries;  // (kQueryTile, key_dim)
+  float* scores;   // (kQueryTile, kTile)
+  float* tokens;   // (kTurned, padded key_dim)
+  float* split;    // (kQueryTile, padded value_dim), the sums of the current split
+  float* total;    // (kQueryTile, padded value_dim)
   float maxima[2][kQueryTile], sums[2][kQueryTile];  // of the split, of the whole
 };
 
@@ -107,8 +107,8 @@ INLINE int64_t row_of(const Attention& a, const AttentionTask& task, int64_t q) 
 }
 
 // Turns one row of scores into weights and folds the running sum of the split.
-INLINE void weigh_scores(float* scores, int64_t visible, float scale, float& maximum_seen, float& sum,
-                         float* accumulated, int64_t width) {
+INLINE void weigh_scores(float* scores, int64_t visible, float scale, float& maximum_seen,
+                         float& sum, float* accumulated, int64_t width) {
   float top = maximum_seen;
   for (int64_t i = 0; i < visible; ++i) {
     scores[i] *= scale;
@@ -133,7 +133,8 @@ INLINE void weigh_scores(float* scores, int64_t visible, float scale, float& max
 // Folds a split's (maximum, sum, values) into the whole's.
 INLINE void fold(float maximum_seen, float sum, const float* values, float& whole_maximum,
                  float& whole_sum, float* whole, int64_t width) {
-  const float top = maximum_seen > whole_maximum || maximum_seen != maximum_seen ? maximum_seen : whole_maximum;
+  const float top =
+      maximum_seen > whole_maximum || maximum_seen != maximum_seen ? maximum_seen : whole_maximum;
   alignas(64) float ours[kLanes], theirs[kLanes];
   store(ours, exponential(splat(whole_maximum - top)));
   store(theirs, exponential(splat(maximum_seen - top)));
@@ -153,15 +154,16 @@ INLINE void write_row(const float* whole, float sum, int64_t size, float* out) {
   }
 }
 
-INLINE void attend_split(const Attention& a, const AttentionTask& task, int64_t split, int64_t longest,
-                         int64_t num_queries, Workspace& w) {
+INLINE void attend_split(const Attention& a, const AttentionTask& task, int64_t split,
+                         int64_t longest, int64_t num_queries, Workspace& w) {
   const int64_t key_dim = a.cache.key_dim, width = padded(a.cache.value_dim);
   const int64_t stop = least(longest, (split + 1) * kSplit);
   for (int64_t start = split * kSplit; start < stop; start += kTile) {
     read_tile(a, task, start, least(kTile, stop - start), w);
     __builtin_memset(w.scores, 0, num_queries * kTile * sizeof(float));
     for (int64_t i = 0; i < kTile && start + i < stop; i += kLanes) {
-      multiply_rows(w.queries, key_dim, w.keys + i, kTile, key_dim, w.scores + i, kTile, num_queries);
+      multiply_rows(w.queries, key_dim, w.keys + i, kTile, key_dim, w.scores + i, kTile,
+                    num_queries);
     }
     for (int64_t q = 0; q < num_queries; ++q) {
       const int64_t seen = a.lengths[task.row + q / task.num_heads] - start;

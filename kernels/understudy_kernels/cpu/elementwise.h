@@ -111,7 +111,8 @@ INLINE void store_cached(void* base, int64_t dtype, int64_t at, const float* x, 
     const float inverse = magnitude > 0.0f ? 127.0f / magnitude : 0.0f;
     *scale = magnitude / 127.0f;
     for (int64_t i = 0; i < size; ++i) {
-      static_cast<int8_t*>(base)[at + i] = static_cast<int8_t>(__builtin_nearbyintf(x[i] * inverse));
+      static_cast<int8_t*>(base)[at + i] =
+          static_cast<int8_t>(__builtin_nearbyintf(x[i] * inverse));
     }
   }
 }
@@ -151,8 +152,13 @@ void rotate(const Rotation& r, int64_t begin, int64_t end) {
     const int64_t block = r.slots[t] / cache.block_size, token = r.slots[t] % cache.block_size;
     for (int64_t h = 0; h < num_kv; ++h) {
       const float* key = row + (r.num_heads + h) * size;
-      float* key_scale = cache.key_scales ? cache.key_scales + offset_of(cache.key_scale_strides, block, token, h) : nullptr;
-      float* value_scale = cache.value_scales ? cache.value_scales + offset_of(cache.value_scale_strides, block, token, h) : nullptr;
+      float* key_scale =
+          cache.key_scales ? cache.key_scales + offset_of(cache.key_scale_strides, block, token, h)
+                           : nullptr;
+      float* value_scale =
+          cache.value_scales
+              ? cache.value_scales + offset_of(cache.value_scale_strides, block, token, h)
+              : nullptr;
       rotate_head(key, r.key_norm, cosine, sine, size, r.eps, scratch, rotated);
       store_cached(cache.keys, cache.dtype, offset_of(cache.key_strides, block, token, h), rotated,
                    size, key_scale);

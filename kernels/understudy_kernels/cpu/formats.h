@@ -11,16 +11,22 @@ namespace {
 
 constexpr int kPairs = 4;  // pairs of quads in a block
 
-struct Pair { Ints first, second; };
+struct Pair {
+  Ints first, second;
+};
 
 INLINE Pair nibbles(const uint8_t* run) {
   const Ints bytes = load_bytes(run);
   return {masked_shift<0>(bytes, 15), masked_shift<4>(bytes, 15)};
 }
-INLINE Floats halves_at(const uint8_t* p) { return load_half(reinterpret_cast<const uint16_t*>(p)); }
+INLINE Floats halves_at(const uint8_t* p) {
+  return load_half(reinterpret_cast<const uint16_t*>(p));
+}
 
 // weight = scale * quantised + offset, for each of `kHalves` equal parts of a block.
-struct Scales { Floats scale[2], offset[2]; };
+struct Scales {
+  Floats scale[2], offset[2];
+};
 
 struct FormatQ8_0 {
   static constexpr Kind kKind = kSigned8;
@@ -101,7 +107,9 @@ INLINE const uint8_t* unit_of(const uint8_t* group, int64_t block) {
   return group + block / F::kBlocks * F::kBytes;
 }
 template <class F>
-INLINE int sub_of(int64_t block) { return static_cast<int>(block % F::kBlocks); }
+INLINE int sub_of(int64_t block) {
+  return static_cast<int>(block % F::kBlocks);
+}
 
 // Writes weights of one block as floats (32, 16).
 template <class F>
@@ -147,11 +155,21 @@ INLINE void panel_of(int64_t format, const uint8_t* group, int64_t block, float*
     case BF16:
       for (int64_t i = 0; i < kPanelFloats; i += kLanes) store(panel + i, load_brain(halves + i));
       break;
-    case Q8_0: dequantise<FormatQ8_0>(group, block, panel); break;
-    case Q4_0: dequantise<FormatQ4_0>(group, block, panel); break;
-    case Q4_1: dequantise<FormatQ4_1>(group, block, panel); break;
-    case Q4_K: dequantise<FormatQ4_K>(group, block, panel); break;
-    case Q6_K: dequantise<FormatQ6_K>(group, block, panel); break;
+    case Q8_0:
+      dequantise<FormatQ8_0>(group, block, panel);
+      break;
+    case Q4_0:
+      dequantise<FormatQ4_0>(group, block, panel);
+      break;
+    case Q4_1:
+      dequantise<FormatQ4_1>(group, block, panel);
+      break;
+    case Q4_K:
+      dequantise<FormatQ4_K>(group, block, panel);
+      break;
+    case Q6_K:
+      dequantise<FormatQ6_K>(group, block, panel);
+      break;
   }
 }
 

@@ -9,14 +9,26 @@
 namespace understudy {
 namespace {
 
-struct Floats { __m256 low, high; };
-struct Ints { __m256i low, high; };  // 16 int32, or 64 bytes of which bytes 4i..4i+3 are lane i's
+struct Floats {
+  __m256 low, high;
+};
+struct Ints {
+  __m256i low, high;
+};  // 16 int32, or 64 bytes of which bytes 4i..4i+3 are lane i's
 
-INLINE Floats splat(float x) { const __m256 v = _mm256_set1_ps(x); return {v, v}; }
+INLINE Floats splat(float x) {
+  const __m256 v = _mm256_set1_ps(x);
+  return {v, v};
+}
 INLINE Floats load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
-INLINE void store(float* p, Floats v) { _mm256_storeu_ps(p, v.low); _mm256_storeu_ps(p + 8, v.high); }
-#define LANEWISE(name, intrinsic) \
-  INLINE Floats name(Floats a, Floats b) { return {intrinsic(a.low, b.low), intrinsic(a.high, b.high)}; }
+INLINE void store(float* p, Floats v) {
+  _mm256_storeu_ps(p, v.low);
+  _mm256_storeu_ps(p + 8, v.high);
+}
+#define LANEWISE(name, intrinsic)                                \
+  INLINE Floats name(Floats a, Floats b) {                       \
+    return {intrinsic(a.low, b.low), intrinsic(a.high, b.high)}; \
+  }
 LANEWISE(add, _mm256_add_ps)
 LANEWISE(subtract, _mm256_sub_ps)
 LANEWISE(multiply, _mm256_mul_ps)
@@ -68,9 +80,11 @@ INLINE Floats load_signed8(const int8_t* p) {
 }
 
 INLINE void store_signed8(int8_t* p, Floats integral) {
-  const __m256i pairs = _mm256_packs_epi32(_mm256_cvtps_epi32(integral.low), _mm256_cvtps_epi32(integral.high));
+  const __m256i pairs =
+      _mm256_packs_epi32(_mm256_cvtps_epi32(integral.low), _mm256_cvtps_epi32(integral.high));
   const __m256i ordered = _mm256_permute4x64_epi64(pairs, 0xd8);
-  const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(ordered), _mm256_extracti128_si256(ordered, 1));
+  const __m128i bytes =
+      _mm_packs_epi16(_mm256_castsi256_si128(ordered), _mm256_extracti128_si256(ordered, 1));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
 }
 // For small integers, whose sum is the same in any order.

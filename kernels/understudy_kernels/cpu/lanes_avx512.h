@@ -9,8 +9,12 @@
 namespace understudy {
 namespace {
 
-struct Floats { __m512 all; };
-struct Ints { __m512i all; };  // 16 int32, or 64 bytes of which bytes 4i..4i+3 are lane i's
+struct Floats {
+  __m512 all;
+};
+struct Ints {
+  __m512i all;
+};  // 16 int32, or 64 bytes of which bytes 4i..4i+3 are lane i's
 
 INLINE Floats splat(float x) { return {_mm512_set1_ps(x)}; }
 INLINE Floats load(const float* p) { return {_mm512_loadu_ps(p)}; }
@@ -61,8 +65,9 @@ INLINE float integral_sum(Floats v) { return _mm512_reduce_add_ps(v.all); }
 // As integers, magnitudes order like floats and what is not a number comes out on top.
 INLINE Floats greater_magnitude(Floats a, Floats b) {
   const __m512i mask = _mm512_set1_epi32(0x7fffffff);
-  return {_mm512_castsi512_ps(_mm512_max_epi32(_mm512_and_si512(_mm512_castps_si512(a.all), mask),
-                                               _mm512_and_si512(_mm512_castps_si512(b.all), mask)))};
+  return {
+      _mm512_castsi512_ps(_mm512_max_epi32(_mm512_and_si512(_mm512_castps_si512(a.all), mask),
+                                           _mm512_and_si512(_mm512_castps_si512(b.all), mask)))};
 }
 
 INLINE Ints load_bytes(const void* p) { return {_mm512_loadu_si512(p)}; }

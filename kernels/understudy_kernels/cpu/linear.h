@@ -8,7 +8,7 @@
 namespace understudy {
 namespace {
 
-constexpr int64_t kFastRows = 96;    // rows whose sums (6 KiB) stay in the first cache
+constexpr int64_t kFastRows = 96;  // rows whose sums (6 KiB) stay in the first cache
 constexpr int64_t kExactRows = 96;
 constexpr int64_t kExactBlocks = 8;  // 256 inputs of 16 outputs are 16 KiB of floats
 constexpr int64_t kPrefetchBytes = 2048;
@@ -54,8 +54,8 @@ INLINE Floats one_row(const uint8_t* group, const QuantisedBlock* x, int64_t num
   for (int64_t block = 0; block < num_blocks; ++block, ++x) {
     const uint8_t* unit = unit_of<F>(group, block);
     const int sub = sub_of<F>(block);
-    const char* ahead = reinterpret_cast<const char*>(group) + kPrefetchBytes +
-                        block * F::kBytes / F::kBlocks;
+    const char* ahead =
+        reinterpret_cast<const char*>(group) + kPrefetchBytes + block * F::kBytes / F::kBlocks;
     for (int i = 0; i < F::kBytes / F::kBlocks; i += 64) _mm_prefetch(ahead + i, _MM_HINT_T0);
     Scales s;
     F::scales(unit, sub, s);
@@ -157,18 +157,24 @@ void fast_groups(const Linear& linear, const QuantisedBlock* x, int64_t num_rows
 void linear_fast(const Linear& linear, const QuantisedBlock* x, int64_t num_rows, const Output& to,
                  int64_t begin, int64_t end) {
   switch (linear.format) {
-    case Q8_0: return fast_groups<FormatQ8_0>(linear, x, num_rows, to, begin, end);
-    case Q4_0: return fast_groups<FormatQ4_0>(linear, x, num_rows, to, begin, end);
-    case Q4_1: return fast_groups<FormatQ4_1>(linear, x, num_rows, to, begin, end);
-    case Q4_K: return fast_groups<FormatQ4_K>(linear, x, num_rows, to, begin, end);
-    case Q6_K: return fast_groups<FormatQ6_K>(linear, x, num_rows, to, begin, end);
+    case Q8_0:
+      return fast_groups<FormatQ8_0>(linear, x, num_rows, to, begin, end);
+    case Q4_0:
+      return fast_groups<FormatQ4_0>(linear, x, num_rows, to, begin, end);
+    case Q4_1:
+      return fast_groups<FormatQ4_1>(linear, x, num_rows, to, begin, end);
+    case Q4_K:
+      return fast_groups<FormatQ4_K>(linear, x, num_rows, to, begin, end);
+    case Q6_K:
+      return fast_groups<FormatQ6_K>(linear, x, num_rows, to, begin, end);
   }
 }
 
 // sums[t][c] += x[t][k] * panel[k][c] for k ascending: the one float32 product of this library.
 template <int kRows, int kColumns>
-INLINE void multiply_tile(const float* x, int64_t x_stride, const float* panel, int64_t panel_stride,
-                          int64_t column_stride, int64_t depth, float* sums, int64_t sums_stride) {
+INLINE void multiply_tile(const float* x, int64_t x_stride, const float* panel,
+                          int64_t panel_stride, int64_t column_stride, int64_t depth, float* sums,
+                          int64_t sums_stride) {
   Floats tile[kRows][kColumns];
 #pragma GCC unroll 16
   for (int t = 0; t < kRows; ++t) {
@@ -180,7 +186,8 @@ INLINE void multiply_tile(const float* x, int64_t x_stride, const float* panel, 
     for (int c = 0; c < kColumns; ++c) {
       const Floats weights = load(panel + k * panel_stride + c * column_stride);
 #pragma GCC unroll 16
-      for (int t = 0; t < kRows; ++t) tile[t][c] = fma(splat(x[t * x_stride + k]), weights, tile[t][c]);
+      for (int t = 0; t < kRows; ++t)
+        tile[t][c] = fma(splat(x[t * x_stride + k]), weights, tile[t][c]);
     }
   }
 #pragma GCC unroll 16
@@ -238,7 +245,8 @@ void linear_exact(const Linear& linear, const float* x, int64_t stride, int64_t 
       for (int64_t k = 0; k < linear.num_in; k += depth) {
         const int64_t used = least(depth, linear.num_in - k);
         for (int64_t b = 0; b * kBlock < used; ++b) {
-          panel_of(linear.format, linear.packed + at * bytes, k / kBlock + b, panel + b * kPanelFloats);
+          panel_of(linear.format, linear.packed + at * bytes, k / kBlock + b,
+                   panel + b * kPanelFloats);
         }
         multiply_rows(x + start * stride + k, stride, panel, kLanes, used, sums, kLanes, count);
       }
@@ -250,8 +258,7 @@ void linear_exact(const Linear& linear, const float* x, int64_t stride, int64_t 
 }
 
 void embed(const Linear& linear, int64_t id, float* row) {
-  const uint8_t* group =
-      linear.packed + id / kLanes * group_bytes(linear.format, linear.num_in);
+  const uint8_t* group = linear.packed + id / kLanes * group_bytes(linear.format, linear.num_in);
   alignas(64) float panel[kPanelFloats];
   for (int64_t k = 0; k < linear.num_in; k += kBlock) {
     panel_of(linear.format, group, k / kBlock, panel);

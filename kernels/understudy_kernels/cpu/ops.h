@@ -58,7 +58,8 @@ void run_attention(const Attention& attention, int64_t num_rows);
 
 template <class F>
 void over(int64_t count, int64_t macs_each, const F& f) {
-  at::parallel_for(0, count, std::max<int64_t>(1, kMacsPerTask / std::max<int64_t>(1, macs_each)), f);
+  at::parallel_for(0, count, std::max<int64_t>(1, kMacsPerTask / std::max<int64_t>(1, macs_each)),
+                   f);
 }
 
 }  // namespace understudy

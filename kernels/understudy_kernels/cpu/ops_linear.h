@@ -27,12 +27,13 @@ Linear checked_linear(const Tensor& packed, int64_t format, int64_t num_out, int
   TORCH_CHECK_VALUE(format >= 0 && format < kNumFormats, "format ", format, " does not exist.");
   const int64_t unit = format >= Q4_K ? 256 : is_quantised(format) ? 32 : 1;
   TORCH_CHECK_VALUE(num_out > 0 && num_in > 0 && num_in % unit == 0, "a weight of ", num_out, " x ",
-                    num_in, " cannot have format ", format, ": inputs come in units of ", unit, ".");
+                    num_in, " cannot have format ", format, ": inputs come in units of ", unit,
+                    ".");
   TORCH_CHECK_VALUE(packed.scalar_type() == at::kByte && packed.is_contiguous() &&
                         packed.numel() == packed_bytes(format, num_out, num_in),
                     "packed must be ", packed_bytes(format, num_out, num_in),
-                    " contiguous bytes for ", num_out, " x ", num_in, " in format ", format, ", it has ",
-                    packed.numel(), ".");
+                    " contiguous bytes for ", num_out, " x ", num_in, " in format ", format,
+                    ", it has ", packed.numel(), ".");
   return {packed.const_data_ptr<uint8_t>(), format, num_out, num_in};
 }
 
@@ -40,7 +41,8 @@ Rows::Rows(const float* rows, int64_t num_rows, int64_t num_in, bool is_quantise
     : rows(rows), num_rows(num_rows), num_in(num_in), blocks(nullptr) {
   if (!is_quantised || num_rows == 0) return;
   const int64_t count = num_rows * (num_in / kBlock);
-  memory_ = at::empty({count * static_cast<int64_t>(sizeof(QuantisedBlock))}, at::TensorOptions(at::kByte));
+  memory_ = at::empty({count * static_cast<int64_t>(sizeof(QuantisedBlock))},
+                      at::TensorOptions(at::kByte));
   auto* out = reinterpret_cast<QuantisedBlock*>(memory_.mutable_data_ptr<uint8_t>());
   blocks = out;
   over(num_rows, 8 * num_in, [&](int64_t begin, int64_t end) {
@@ -61,7 +63,8 @@ void run_products(const Rows& rows, const Product* products, size_t num_products
       first += count;
       if (from >= to) continue;
       if (exact || !is_quantised(linear.format)) {
-        kernels().linear_exact(linear, rows.rows, rows.num_in, rows.num_rows, products[i].output, from, to);
+        kernels().linear_exact(linear, rows.rows, rows.num_in, rows.num_rows, products[i].output,
+                               from, to);
       } else {
         kernels().linear_fast(linear, rows.blocks, rows.num_rows, products[i].output, from, to);
       }
@@ -114,7 +117,8 @@ void check_formats(at::IntArrayRef formats, size_t count) {
 
 const float* checked_vector(const Tensor& tensor, int64_t size, const char* name) {
   check_floats(tensor, 1, name);
-  TORCH_CHECK_VALUE(tensor.numel() == size, name, " must have ", size, " values, it has ", tensor.numel(), ".");
+  TORCH_CHECK_VALUE(tensor.numel() == size, name, " must have ", size, " values, it has ",
+                    tensor.numel(), ".");
   return tensor.const_data_ptr<float>();
 }
 
@@ -130,11 +134,13 @@ Tensor quantised_linear(const Tensor& hidden, const Tensor& packed, int64_t form
   if (bias) product.output.bias = checked_vector(*bias, num_out, "bias");
   if (residual) {
     check_floats(*residual, 2, "residual");
-    TORCH_CHECK_VALUE(residual->sizes() == out.sizes(), "residual must have the result's shape ", out.sizes(), ", it has ", residual->sizes(), ".");
+    TORCH_CHECK_VALUE(residual->sizes() == out.sizes(), "residual must have the result's shape ",
+                      out.sizes(), ", it has ", residual->sizes(), ".");
     product.output.residual = residual->const_data_ptr<float>();
     product.output.residual_stride = num_out;
   }
-  const Rows rows(hidden.const_data_ptr<float>(), num_rows, linear.num_in, !exact && is_quantised(format));
+  const Rows rows(hidden.const_data_ptr<float>(), num_rows, linear.num_in,
+                  !exact && is_quantised(format));
   run_products(rows, &product, 1, exact);
   return out;
 }
@@ -147,7 +153,8 @@ Tensor quantised_embedding(const Tensor& ids, const Tensor& packed, int64_t form
   const Tensor out = floats({ids.size(0), num_in});
   const int64_t* id = ids.const_data_ptr<int64_t>();
   for (int64_t t = 0; t < ids.size(0); ++t) {
-    TORCH_CHECK_VALUE(id[t] >= 0 && id[t] < num_out, "id ", id[t], " is outside a table of ", num_out, " rows.");
+    TORCH_CHECK_VALUE(id[t] >= 0 && id[t] < num_out, "id ", id[t], " is outside a table of ",
+                      num_out, " rows.");
   }
   float* rows = out.mutable_data_ptr<float>();
   over(ids.size(0), kLanes * num_in, [&](int64_t begin, int64_t end) {
@@ -160,7 +167,8 @@ std::tuple<Tensor, Tensor> add_rms_norm(const Tensor& hidden, const Tensor& resi
                                         const Tensor& weight, double eps) {
   check_floats(hidden, 2, "hidden");
   check_floats(residual, 2, "residual");
-  TORCH_CHECK_VALUE(hidden.sizes() == residual.sizes(), "hidden ", hidden.sizes(), " and residual ", residual.sizes(), " must have one shape.");
+  TORCH_CHECK_VALUE(hidden.sizes() == residual.sizes(), "hidden ", hidden.sizes(), " and residual ",
+                    residual.sizes(), " must have one shape.");
   const int64_t num_rows = hidden.size(0), size = hidden.size(1);
   const float* scale = checked_vector(weight, size, "weight");
   const Tensor sum = floats(hidden.sizes()), normed = floats(hidden.sizes());
@@ -182,7 +190,8 @@ Tensor normed_linears(const Tensor& hidden, const Tensor& weight, double eps, at
                       bool exact) {
   check_floats(hidden, 2, "hidden");
   check_formats(formats, packed.size());
-  TORCH_CHECK_VALUE(num_outs.size() == packed.size(), "num_outs must name ", packed.size(), ", it names ", num_outs.size(), ".");
+  TORCH_CHECK_VALUE(num_outs.size() == packed.size(), "num_outs must name ", packed.size(),
+                    ", it names ", num_outs.size(), ".");
   const int64_t num_rows = hidden.size(0), size = hidden.size(1);
   const int64_t width = std::accumulate(num_outs.begin(), num_outs.end(), int64_t{0});
   const Tensor out = floats({num_rows, width}), normed = floats(hidden.sizes());
@@ -209,26 +218,30 @@ Tensor swiglu(const Tensor& hidden, const Tensor& gate, const Tensor& up, const 
   check_formats(formats, 3);
   const int64_t size = hidden.size(1);
   const Tensor out = floats(hidden.sizes());
-  const Rows rows(hidden.const_data_ptr<float>(), hidden.size(0), size, any_quantised(formats.slice(0, 2), exact));
-  run_swiglu(rows, checked_linear(gate, formats[0], ffn_size, size), checked_linear(up, formats[1], ffn_size, size),
+  const Rows rows(hidden.const_data_ptr<float>(), hidden.size(0), size,
+                  any_quantised(formats.slice(0, 2), exact));
+  run_swiglu(rows, checked_linear(gate, formats[0], ffn_size, size),
+             checked_linear(up, formats[1], ffn_size, size),
              checked_linear(down, formats[2], size, ffn_size), plain(out), exact);
   return out;
 }
 
 Tensor normed_swiglu(const Tensor& hidden, const Tensor& weight, double eps, const Tensor& gate,
-                     const Tensor& up, const Tensor& down, at::IntArrayRef formats, int64_t ffn_size,
-                     bool exact) {
+                     const Tensor& up, const Tensor& down, at::IntArrayRef formats,
+                     int64_t ffn_size, bool exact) {
   check_floats(hidden, 2, "hidden");
   check_formats(formats, 3);
   const int64_t size = hidden.size(1);
   const Tensor out = floats(hidden.sizes()), normed = floats(hidden.sizes());
-  run_norm(hidden.const_data_ptr<float>(), checked_vector(weight, size, "weight"), hidden.size(0), size,
-           static_cast<float>(eps), normed.mutable_data_ptr<float>());
+  run_norm(hidden.const_data_ptr<float>(), checked_vector(weight, size, "weight"), hidden.size(0),
+           size, static_cast<float>(eps), normed.mutable_data_ptr<float>());
   Output to = plain(out);
   to.residual = hidden.const_data_ptr<float>();
   to.residual_stride = size;
-  const Rows rows(normed.const_data_ptr<float>(), hidden.size(0), size, any_quantised(formats.slice(0, 2), exact));
-  run_swiglu(rows, checked_linear(gate, formats[0], ffn_size, size), checked_linear(up, formats[1], ffn_size, size),
+  const Rows rows(normed.const_data_ptr<float>(), hidden.size(0), size,
+                  any_quantised(formats.slice(0, 2), exact));
+  run_swiglu(rows, checked_linear(gate, formats[0], ffn_size, size),
+             checked_linear(up, formats[1], ffn_size, size),
              checked_linear(down, formats[2], size, ffn_size), to, exact);
   return out;
 }

@@ -1,4 +1,5 @@
-// Choosing a token of one row: compiled for any machine, its passes over the vocabulary are kernels.
+// Choosing a token of one row: compiled for any machine, its passes over the vocabulary are
+// kernels.
 #include "sampling.h"
 
 #include <algorithm>
@@ -8,7 +9,6 @@
 
 namespace understudy {
 namespace {
-
 
 // Sorted as a stable sort would: better logits first, equal ones by id.
 void sort_candidates(const float* logits, std::vector<int64_t>& ids) {
@@ -29,8 +29,8 @@ std::vector<int64_t> best_k(const float* logits, int64_t size, int64_t k) {
   return ids;
 }
 
-// Everything that can belong to the best `top_p` of the mass: what lies this far below the best adds
-// up to at most half of what is left out.
+// Everything that can belong to the best `top_p` of the mass: what lies this far below the best
+// adds up to at most half of what is left out.
 std::vector<int64_t> near_best(const float* logits, int64_t size, double top, double temperature,
                                double top_p) {
   const double reach = std::log(2.0 * static_cast<double>(size) / (1.0 - top_p));
@@ -73,7 +73,8 @@ int64_t draw(const SampleRow& row, const float* logits, float best) {
     total = cumulative[size - 1];
   }
   const auto stop = cumulative.begin() + static_cast<int64_t>(size);
-  const auto index = std::upper_bound(cumulative.begin(), stop, row.uniform * total) - cumulative.begin();
+  const auto index =
+      std::upper_bound(cumulative.begin(), stop, row.uniform * total) - cumulative.begin();
   // Rounding may carry the target onto the total, past the last token with any probability.
   const auto last = std::lower_bound(cumulative.begin(), stop, total) - cumulative.begin();
   return ids[std::min(index, last)];
@@ -127,7 +128,8 @@ void sample_row(const Kernels& kernels, SampleRow& row) {
       row.mask == nullptr ? whole : kernels.sum_of_exponentials(logits, row.vocab_size, best);
   row.margin = static_cast<float>((1.0 - std::exp(static_cast<double>(second) - best)) / allowed);
   row.token = row.temperature > 0.0 ? draw(row, logits, best) : greedy;
-  row.logprob = static_cast<float>(static_cast<double>(row.logits[row.token]) - top - std::log(whole));
+  row.logprob =
+      static_cast<float>(static_cast<double>(row.logits[row.token]) - top - std::log(whole));
 }
 
 }  // namespace understudy

@@ -43,9 +43,10 @@ def decoder_layers(
 ) -> Tensor:
     """Return `hidden` (T, D) after all layers, whose keys and values are stored on the way.
 
-    Weights of a layer: attention norm, packed q, k, v, o, FFN norm, packed gate, up, down of each of
-    `num_shards` slices of `ffn_size`, whose sums are added in order; formats are the packed ones'. `storage` is (blocks, layers, 2, block_size, kv_heads,
-    dim), `scales` the same without dim beside int8.
+    Weights of a layer: attention norm, packed q, k, v, o, FFN norm, packed gate, up, down of each
+    of `num_shards` slices of `ffn_size`, whose sums are added in order; formats are the packed
+    ones'. `storage` is (blocks, layers, 2, block_size, kv_heads, dim), `scales` the same without
+    dim beside int8.
     """
     check_floats(hidden, 2, "hidden")
     require(
@@ -77,11 +78,13 @@ def decoder_layers(
         parts = weights[layer * num_weights : (layer + 1) * num_weights]
         kinds = formats[layer * num_formats : (layer + 1) * num_formats]
         cache = storage[:, layer, 0], storage[:, layer, 1]
-        cache_scales = (
-            (None, None) if scales is None else (scales[:, layer, 0], scales[:, layer, 1])
-        )
+        cache_scales: tuple[Tensor | None, Tensor | None] = (None, None)
+        if scales is not None:
+            cache_scales = (scales[:, layer, 0], scales[:, layer, 1])
         bias = biases[layer] if biases else None
-        norms = head_norms[2 * layer : 2 * layer + 2] if head_norms else (None, None)
+        norms: tuple[Tensor | None, Tensor | None] = (None, None)
+        if head_norms:
+            norms = (head_norms[2 * layer], head_norms[2 * layer + 1])
         projected = normed_linears(
             hidden, parts[0], eps, parts[1:4], kinds[:3], widths, bias, exact
         )

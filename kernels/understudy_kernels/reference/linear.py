@@ -18,7 +18,7 @@ def quantise_activations(hidden: Tensor) -> Tensor:
 
     What is not a finite number makes its whole block not a number, so that it is noticed.
     """
-    blocks = hidden.unflatten(-1, (-1, BLOCK))
+    blocks: Tensor = hidden.unflatten(-1, (-1, BLOCK))
     magnitudes = blocks.abs().amax(dim=-1, keepdim=True)
     inverse = torch.where(magnitudes > 0, INT8_LIMIT / magnitudes, 0.0)
     is_finite = magnitudes.isfinite()

@@ -68,4 +68,5 @@ def _nibbles(runs: Tensor) -> Tensor:
 
 def _rows(quads: Tensor) -> Tensor:
     """Quads (G, blocks, 8, 64) to float32 values (G, blocks, 16, 32)."""
-    return quads.unflatten(-1, (LANES, 4)).transpose(-3, -2).flatten(-2).float()
+    rows: Tensor = quads.unflatten(-1, (LANES, 4))
+    return rows.transpose(-3, -2).flatten(-2).float()
