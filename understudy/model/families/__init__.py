@@ -147,6 +147,21 @@ def read_gguf_config(
     prefix = f"{names.architecture}."
     below = {key[len(prefix) :]: raw[key] for key in raw if key.startswith(prefix)}
     fields = Fields(below, f"GGUF metadata, {names.architecture}")
+    dense = _read_gguf_dense(family.name, fields, rope_factors)
+    config = names.read(
+        fields,
+        replace(
+            dense,
+            tie_embeddings=tie_embeddings,
+            bos_id=everything.optional_integer("tokenizer.ggml.bos_token_id"),
+            eos_ids=everything.integers("tokenizer.ggml.eos_token_id"),
+        ),
+    )
+    shards = config.num_ffn_shards if config.is_moe else shards_for(config.ffn_size)
+    return replace(config, num_ffn_shards=shards)
+
+
+def _read_gguf_dense(family: str, fields: Fields, rope_factors: Sequence[float]) -> ModelConfig:
     hidden_size = fields.integer("embedding_length")
     num_heads = fields.integer("attention.head_count")
     head_dim = fields.integer("attention.key_length", hidden_size // max(1, num_heads))
@@ -156,8 +171,8 @@ def read_gguf_config(
     # A mixture in every layer need not say how large a dense FFN would be.
     expert_size = fields.optional_integer("expert_feed_forward_length")
     ffn_size = fields.integer("feed_forward_length", expert_size)
-    dense = ModelConfig(
-        family=family.name,
+    return ModelConfig(
+        family=family,
         vocab_size=fields.integer("vocab_size"),
         hidden_size=hidden_size,
         num_layers=fields.integer("block_count"),
@@ -168,14 +183,9 @@ def read_gguf_config(
         rope_theta=fields.number("rope.freq_base", 10_000.0),
         rms_norm_eps=_shortest_float32(fields.number("attention.layer_norm_rms_epsilon")),
         max_positions=fields.integer("context_length"),
-        tie_embeddings=tie_embeddings,
-        bos_id=everything.optional_integer("tokenizer.ggml.bos_token_id"),
-        eos_ids=everything.integers("tokenizer.ggml.eos_token_id"),
         num_ffn_shards=1,
         rope_scaling=read_gguf_rope(fields, rope_factors),
     )
-    config = names.read(fields, dense)
-    return config if config.is_moe else replace(config, num_ffn_shards=shards_for(ffn_size))
 
 
 def _refuse_unsupported(fields: Fields) -> None:
