@@ -39,7 +39,7 @@ class AttentionSettings:
     """Positions computed per step, at most: larger chunks of a prompt are computed faster."""
     mixed_token_budget: int = 64
     """Positions computed per step while answers run, at most: bounds the time between their
-    tokens while a prompt arrives. Measured by `benchmarks.scheduling`."""
+    tokens while a prompt arrives. `benchmarks.scheduling` measures what it costs and gains."""
     batch_share: float = 0.25
     """Part of a step that sequences of batch priority get while others are live, (0, 1]: bounds
     how much longer they make a step. Alone they get all of it."""

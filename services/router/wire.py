@@ -16,6 +16,7 @@ from services.router.requests import (
     Tool,
     ToolCall,
     ToolMode,
+    check_counts,
     parse_parameters,
 )
 from services.router.stage import ModelCard
@@ -59,6 +60,8 @@ _REASONS: Final = {
 
 def to_request(message: router_pb2.GenerateRequest) -> Request:
     """Return the request; raises InvalidArgument for what plain data cannot hold."""
+    num_tool_calls = sum(len(turn.tool_calls) for turn in message.messages)
+    check_counts(len(message.messages), num_tool_calls, len(message.tools))
     mode = message.tool_choice.mode
     if mode not in _MODES:
         raise InvalidArgument(

@@ -85,6 +85,7 @@ BUILT_IN: Final[Mapping[str, object]] = {
     "serving.maxCallS": 10006,
     "serving.maxConcurrentCalls": 10007,
     "serving.logLevel": "debug",
+    "attention.settings.batchShare": 0.321,
     "weights.existingClaim": "marker8",
     "weights.mountPath": "/marker9",
     "router.service.type": "NodePort",

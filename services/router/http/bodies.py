@@ -15,6 +15,7 @@ from services.router.requests import (
     Tool,
     ToolCall,
     ToolMode,
+    check_counts,
     parse_parameters,
 )
 from understudy.errors import InvalidArgument
@@ -49,7 +50,14 @@ ANY_JSON_OBJECT: Final = '{"type":"object"}'
 def parse_body(data: bytes) -> Body:
     """Read a JSON object; raises InvalidArgument."""
     try:
-        body = json.loads(data)
+        body = json.loads(data, parse_constant=_refuse_constant)
+        # Half a surrogate pair parses, in raw bytes and as an escape, and breaks whoever encodes
+        # it later: one encoding here finds it in any text or key.
+        json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise InvalidArgument(
+            "The body holds half of a surrogate pair, which is no text.", {"field": "body"}
+        ) from error
     except (ValueError, RecursionError) as error:
         raise InvalidArgument(f"The body is not JSON: {error}", {"field": "body"}) from error
     if not isinstance(body, dict):
@@ -61,6 +69,7 @@ def chat_request(body: Body, idempotency_key: str) -> Request:
     """Return the request of a chat completion."""
     messages = _get(body, "messages", list) or []
     tools = _get(body, "tools", list) or []
+    check_counts(len(messages), 0, len(tools))
     mode, name = _tool_choice(body)
     return Request(
         model=_model(body),
@@ -230,7 +239,10 @@ def _number(body: Body, name: str, default: float) -> float:
         return default
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _wrong(name, "must be a number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise _wrong(name, "is too large for a number") from error
 
 
 def _get(body: Body, name: str, kind: type[T], field: str = "") -> T | None:
@@ -241,6 +253,10 @@ def _get(body: Body, name: str, kind: type[T], field: str = "") -> T | None:
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise _wrong(field or name, f"must be of type {_JSON_NAMES[kind]}")
     return value
+
+
+def _refuse_constant(name: str) -> object:
+    raise ValueError(f"{name} is no JSON number")
 
 
 def _wrong(field: str, problem: str) -> InvalidArgument:

@@ -10,19 +10,12 @@ import grpc
 import pytest
 from redis.asyncio import Redis
 
+from tests.contract.router.parts import CALL, TIMEOUT_S, chat
 from understudy.api.router.v1 import router_pb2
 from understudy.api.types.v1 import types_pb2
 from understudy.errors import InvalidArgument, NotFound, Unavailable, UnderstudyError
 from understudy.rpc import from_rpc_error
 from understudy.testing.fake_attention import FakeReply
-
-CALL = '{"name":"PlayMusic","arguments":{"genre":"jazz"}}'
-TIMEOUT_S = 20.0
-
-
-def chat(text: str = "Hello?", **fields: Any) -> router_pb2.GenerateRequest:
-    turn = router_pb2.Message(role=router_pb2.Message.ROLE_USER, content=text)
-    return router_pb2.GenerateRequest(messages=[turn], **fields)
 
 
 async def read(call: Any, num_events: int) -> list[Any]:
@@ -139,6 +132,8 @@ async def test_unknown_tokens_and_other_tenants_find_nothing(town: Any, valkey_u
 
 
 async def test_the_journal_holds_no_readable_prompt_and_expires(town: Any, valkey_url: str) -> None:
+    async with Redis.from_url(valkey_url) as redis:
+        await redis.flushdb()
     house = await town.open(control_redis=valkey_url, journal_ttl_s=77)
     request = chat("my-very-secret-words", idempotency_key="my-key")
     events = [event async for event in house.stub.Generate(request, timeout=TIMEOUT_S)]

@@ -65,7 +65,7 @@ class Message(_message.Message):
     role: Global___Message.Role.ValueType
     """Who speaks."""
     content: _builtins.str
-    """Text; at most 1 MiB over all messages."""
+    """Text; at most 1 MiB over all texts of the request, tools and schema included."""
     tool_call_id: _builtins.str
     """Call that a tool message answers."""
     @_builtins.property
@@ -228,14 +228,16 @@ class GenerateRequest(_message.Message):
     response_schema_json: _builtins.str
     """JSON Schema the text must satisfy, as JSON text; empty for free text. Excludes tools."""
     workload: _builtins.str
-    """Workload name; empty lets the router recognise it by its tool set or schema."""
+    """Workload name; empty lets the router recognise it by its exact tool set."""
     idempotency_key: _builtins.str
     """Makes a retry safe: the same key within its TTL returns the same answer. At most 128 bytes."""
     priority: _types_pb2.Priority.ValueType
     """How urgent it is; unset means standard."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]:
-        """Conversation, or `prompt`; one of the two must be non-empty."""
+        """Conversation, or `prompt`; one of the two must be non-empty. At most 2048 messages with 2048
+        tool calls.
+        """
 
     @_builtins.property
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tool]:

@@ -351,7 +351,9 @@ class Decision(_message.Message):
         REASON_SLM_ACCEPTED: Decision._Reason.ValueType  # 1
         """SLM answer accepted: confidence at or above the threshold, every verifier passed."""
         REASON_LOW_CONFIDENCE: Decision._Reason.ValueType  # 2
-        """Escalated: confidence below the threshold."""
+        """Escalated: confidence below the threshold; or LLM only: the calibrator found no threshold at
+        which the SLM keeps the quality, so it is not asked.
+        """
         REASON_VERIFIER_REFUSED: Decision._Reason.ValueType  # 3
         """Escalated: a verifier refused the SLM's answer."""
         REASON_NO_CALIBRATOR: Decision._Reason.ValueType  # 4
@@ -359,7 +361,7 @@ class Decision(_message.Message):
         REASON_REQUESTED: Decision._Reason.ValueType  # 5
         """The caller asked for this pool."""
         REASON_SLM_UNAVAILABLE: Decision._Reason.ValueType  # 6
-        """LLM only: the SLM pool could not serve."""
+        """The SLM pool could not serve, or lost its attempt (which is then among the attempts)."""
 
     class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
         """Why this pool answered."""
@@ -369,7 +371,9 @@ class Decision(_message.Message):
     REASON_SLM_ACCEPTED: Decision.Reason.ValueType  # 1
     """SLM answer accepted: confidence at or above the threshold, every verifier passed."""
     REASON_LOW_CONFIDENCE: Decision.Reason.ValueType  # 2
-    """Escalated: confidence below the threshold."""
+    """Escalated: confidence below the threshold; or LLM only: the calibrator found no threshold at
+    which the SLM keeps the quality, so it is not asked.
+    """
     REASON_VERIFIER_REFUSED: Decision.Reason.ValueType  # 3
     """Escalated: a verifier refused the SLM's answer."""
     REASON_NO_CALIBRATOR: Decision.Reason.ValueType  # 4
@@ -377,7 +381,7 @@ class Decision(_message.Message):
     REASON_REQUESTED: Decision.Reason.ValueType  # 5
     """The caller asked for this pool."""
     REASON_SLM_UNAVAILABLE: Decision.Reason.ValueType  # 6
-    """LLM only: the SLM pool could not serve."""
+    """The SLM pool could not serve, or lost its attempt (which is then among the attempts)."""
 
     POOL_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
