@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from understudy.errors import FailedPrecondition
 from understudy_kernels import load
 from understudy_kernels.compiling import build, library_path
 from understudy_kernels.fakes import FAKES
 from understudy_kernels.reference import REFERENCE
 from understudy_kernels.schemas import SCHEMAS
-
-from understudy.errors import FailedPrecondition
 
 ROOT = Path(__file__).parents[2]
 FALLBACK = """
