@@ -14,7 +14,7 @@ from understudy.chunks import config_digest
 from understudy.errors import FailedPrecondition
 from understudy.model.adapter import Adapter, load_adapter
 from understudy.model.config import ModelConfig
-from understudy.model.decoder import Decoder, make_decoder, resolve_compute
+from understudy.model.decoder import Decoder, make_decoder, prepare_adapter, resolve_compute
 from understudy.model.ffn import Experts, is_placed
 from understudy.model.kv_planes import DTYPES, block_bytes
 from understudy.model.locate import locate_model
@@ -65,7 +65,9 @@ def serve_model(
     if experts is not None:
         weights = {name: weights[name] for name in weights if not is_placed(name)}
     adapters = {
-        name: load_adapter(_adapter_file(path), config, loaded.digest)
+        name: prepare_adapter(
+            load_adapter(_adapter_file(path), config, loaded.digest), loaded.compute
+        )
         for name, path in settings.adapter_paths().items()
     }
     digests = {"": "", **{name: adapter.digest for name, adapter in adapters.items()}}

@@ -4,12 +4,13 @@ For inference only: no gradient flows through them. Cutting one apart moves its 
 runs through a block, the part is kept in a float format with the same values.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from understudy.errors import Internal
+from understudy.model.adapter import Adapter
 from understudy.model.gguf import GgufBlocks
 from understudy.model.linear import Matrix, swiglu
 from understudy.model.safetensors_io import Int8Rows
@@ -95,6 +96,18 @@ def pack(name: str, stored: Tensor | GgufBlocks | Int8Rows, *, is_exact: bool) -
     if stored.values.shape[1] % BLOCK:
         return Packed(pack_dense(stored.dense(), name), is_exact)
     return Packed(pack_gguf(_blocks_of(stored), Format.Q8_0, name), is_exact)
+
+
+def pack_adapter(adapter: Adapter) -> Adapter:
+    """Return the adapter in the kernels' layout: float32, whatever the model's arithmetic.
+
+    Rows of one adapter are multiplied together; through torch, a row would notice the others.
+    """
+    packed = {
+        key: Packed(pack_dense(tensor.float(), key), is_exact=True)
+        for key, tensor in adapter.tensors.items()
+    }
+    return replace(adapter, packed=packed)
 
 
 def weight_of(matrix: Matrix) -> PackedLinear:
