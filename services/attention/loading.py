@@ -19,7 +19,7 @@ from understudy.model.ffn import Experts, is_placed
 from understudy.model.kv_planes import DTYPES, block_bytes
 from understudy.model.locate import locate_model
 from understudy.model.paged import PagedKv
-from understudy.model.weights import MATRIX_DTYPES, LoadedModel, load_model
+from understudy.model.weights import LoadedModel, load_model
 from understudy.text.tokenizer import Tokenizer
 
 REFERENCE_MODE: Final = "reference"
@@ -48,8 +48,8 @@ class ServedModel:
 
 def load_weights(settings: AttentionSettings) -> LoadedModel:
     """Load and check the weights that `settings` names."""
-    dtype, compute = MATRIX_DTYPES[settings.weights_dtype], resolve_compute(settings.compute)
-    return load_model(locate_model(settings.model), dtype, compute)
+    path, compute = locate_model(settings.model), resolve_compute(settings.compute)
+    return load_model(path, settings.weights_dtype, compute)
 
 
 def serve_model(

@@ -28,7 +28,7 @@ class ExpertsSettings:
     """Torch threads; 1 by default because the other workers of the machine need the rest."""
     compute: Literal["exact", "fast", "reference"] = "exact"
     """Arithmetic, the same as the attention workers': their setting tells what each means."""
-    weights_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    weights_dtype: Literal["float32", "bfloat16", "float16", "int8", "int4"] = "float32"
     """Type that matrices of 32 bits are kept in; the attention workers' must be the same."""
 
     def __post_init__(self) -> None:

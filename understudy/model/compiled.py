@@ -265,9 +265,19 @@ def _layer(config: ModelConfig, weights: Weights, index: int, experts: Experts) 
 
 def _whole(config: ModelConfig, layers: Sequence[_Layer], local: LocalExperts) -> DecoderLayers:
     """Return all layers as the one operator takes them."""
-    whole = DecoderLayers(
-        weights=[],
-        formats=[],
+    weights: list[Tensor] = []
+    formats: list[int] = []
+    for index, layer in enumerate(layers):
+        shards = [local.shards.dense(index, shard) for shard in range(config.num_ffn_shards)]
+        projections = (layer.query, layer.key, layer.value, layer.output)
+        attention = [weight_of(projection.matrix) for projection in projections]
+        ffn = [weight_of(m) for shard in shards for m in (shard.gate, shard.up, shard.down)]
+        weights += [layer.norm, *(weight.data for weight in attention), layer.ffn_norm]
+        weights += [weight.data for weight in ffn]
+        formats += [int(weight.format) for weight in (*attention, *ffn)]
+    return DecoderLayers(
+        weights=weights,
+        formats=formats,
         biases=[layer.bias for layer in layers if layer.bias is not None],
         head_norms=[norm for layer in layers for norm in layer.head_norms or ()],
         num_heads=config.num_heads,
@@ -275,12 +285,3 @@ def _whole(config: ModelConfig, layers: Sequence[_Layer], local: LocalExperts) -
         eps=config.rms_norm_eps,
         num_shards=config.num_ffn_shards,
     )
-    for index, layer in enumerate(layers):
-        shards = [local.shards.dense(index, shard) for shard in range(config.num_ffn_shards)]
-        projections = (layer.query, layer.key, layer.value, layer.output)
-        attention = [weight_of(projection.matrix) for projection in projections]
-        ffn = [weight_of(m) for shard in shards for m in (shard.gate, shard.up, shard.down)]
-        whole.weights += [layer.norm, *(weight.data for weight in attention), layer.ffn_norm]
-        whole.weights += [weight.data for weight in ffn]
-        whole.formats += [int(weight.format) for weight in (*attention, *ffn)]
-    return whole
