@@ -12,6 +12,7 @@ from understudy.model.traits import GateRule
 # As in DeepSeek-V3's own code; it only matters where every chosen score has underflown.
 LEAST_SUM = 1e-20
 WHOLE_LANES: Final = 64
+ROWS_OF_A_THREAD: Final = 64
 
 
 def choose_experts(
@@ -45,10 +46,12 @@ def choose_experts(
 def sigmoid(logits: Tensor) -> Tensor:
     """Return the sigmoid of (T, N), each row to the same bits however many rows there are.
 
-    Torch computes what does not fill its vector registers with another exponential.
+    Torch computes what does not fill its vector registers with another exponential, and cuts large
+    tensors between threads anywhere.
     """
     width = logits.shape[1]
-    return functional.pad(logits, (0, -width % WHOLE_LANES)).sigmoid()[:, :width]
+    padded = functional.pad(logits, (0, -width % WHOLE_LANES))
+    return torch.cat([rows.sigmoid() for rows in padded.split(ROWS_OF_A_THREAD)])[:, :width]
 
 
 def _within_best_groups(rule: GateRule, ranked: Tensor) -> Tensor:
