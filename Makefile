@@ -4,12 +4,13 @@ PY := $(VENV)/bin/python
 PYTHON ?= python3
 PROTOS := $(shell find protos -name '*.proto')
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down protos format lint types test verify generate lock check clean
+.PHONY: help setup demo up down protos format lint types test bench verify generate lock check clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
-setup: $(VENV)/.installed ## Create .venv from requirements.lock (and build helm where Go is at hand)
+setup: $(VENV)/.installed ## Create .venv from requirements.lock, compile the kernels (and helm where Go is at hand)
+	@$(PY) -m understudy_kernels.build
 	@$(PY) deploy/tools/build_helm.py
 
 $(VENV)/.installed: requirements.lock deploy/tools/install.py
@@ -38,6 +39,9 @@ types: ## Check types (mypy --strict)
 
 test: ## Run every test with branch coverage
 	@$(PY) deploy/tools/run_tests.py
+
+bench: $(VENV)/.installed ## Measure the kernels against torch, side by side
+	@$(PY) -m benchmarks.kernels
 
 verify: ## Regenerate everything generated and fail on a difference
 	@$(PY) deploy/tools/generate.py --check

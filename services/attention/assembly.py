@@ -54,8 +54,7 @@ async def _open_experts(
     if settings.ffn == "fused":
         return None
     require_frames_fit(loaded.config, settings.token_budget)
-    digest = bytes.fromhex(loaded.digest)
-    remote = RemoteExperts(loaded.config, digest, settings.placement, settings.pool)
+    remote = RemoteExperts(loaded.config, loaded.ffn_digest, settings.placement, settings.pool)
     stack.callback(remote.close)
     await asyncio.to_thread(remote.start)
     return remote

@@ -24,11 +24,24 @@ class AttentionSettings:
     """LoRA adapters that requests may name, each as `name=path`."""
     tokenizer: str = "auto"
     """A `tokenizer.json`; `auto` takes the one beside the weights, or the one inside the GGUF."""
+    compute: Literal["exact", "fast", "reference"] = "exact"
+    """Arithmetic: `exact` multiplies float32 by weights in the file's own format, `fast` rounds
+    activations to int8 before they meet quantised weights, `reference` is plain torch over expanded
+    weights and serves where kernels cannot be compiled. With `remote` feed-forwards the expert
+    workers' must be the same. Decision 0008 tells what each promises."""
+    weights_dtype: Literal["float32", "bfloat16", "float16", "int8", "int4"] = "float32"
+    """Type that matrices of 32 bits are kept in; with `remote` feed-forwards the expert workers'
+    must be the same. 16 bits halve the memory; int8 and int4, with a scale for every 32 inputs,
+    take a quarter and an eighth of it. Matrices of a smaller type keep the file's format, except
+    for `reference`."""
+    kv_dtype: Literal["float32", "bfloat16", "float16", "int8"] = "float32"
+    """Type that keys and values are cached in; int8 has a scale per token and head."""
     token_budget: int = 256
     """Positions computed per step, at most: larger chunks of a prompt are computed faster."""
-    mixed_token_budget: int = 64
-    """Positions computed per step while answers run, at most: bounds the time between their
-    tokens while a prompt arrives. `benchmarks.scheduling` measures what it costs and gains."""
+    mixed_token_budget: int = 16
+    """Positions computed per step while answers run, at most, or twice as many as they decode where
+    that is more: bounds the time between their tokens while a prompt arrives.
+    `benchmarks.scheduling` measures what it costs and gains."""
     batch_share: float = 0.25
     """Part of a step that sequences of batch priority get while others are live, (0, 1]: bounds
     how much longer they make a step. Alone they get all of it."""

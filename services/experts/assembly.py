@@ -12,6 +12,7 @@ from services.experts.metrics import ExpertsMetrics
 from services.experts.settings import PREFIX, ExpertsSettings, parse_ids
 from services.experts.spans import SpanAggregator, export_span
 from services.experts.worker import ExpertWorker
+from understudy.model.decoder import resolve_compute
 from understudy.model.locate import locate_model
 from understudy.model.weights import load_model
 
@@ -44,4 +45,6 @@ def load_holdings(settings: ExpertsSettings) -> Holdings:
     """Load the model that the settings name and keep the shards that they say."""
     layers = parse_ids(settings.layers, f"{PREFIX}LAYERS")
     expert_ids = parse_ids(settings.expert_ids, f"{PREFIX}EXPERT_IDS")
-    return Holdings.take(load_model(locate_model(settings.model)), layers, expert_ids)
+    path, compute = locate_model(settings.model), resolve_compute(settings.compute)
+    model = load_model(path, settings.weights_dtype, compute)
+    return Holdings.take(model, layers, expert_ids)

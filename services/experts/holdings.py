@@ -41,8 +41,8 @@ class Holdings:
         config = model.config
         held_layers = _layer_range(config, layers)
         shards = _shards(config, expert_ids)
-        weights = FfnShards(config, model.weights, held_layers, shards)
-        return cls(config, bytes.fromhex(model.digest), held_layers, shards, weights)
+        weights = FfnShards(config, model.stored, held_layers, shards)
+        return cls(config, model.ffn_digest, held_layers, shards, weights)
 
     @property
     def expert_ids(self) -> tuple[int, ...]:
@@ -57,7 +57,7 @@ class Holdings:
 
     def check_shape(self, header: Header) -> None:
         """Raise InvalidArgument naming the field in which a request does not fit the model."""
-        num_choices = self.config.num_experts_per_token
+        num_choices = self.config.num_choices(header.layer)
         for field, actual, expected in (
             ("hidden size", header.hidden_size, self.config.hidden_size),
             ("experts per token", header.num_choices, num_choices),

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Final, Literal, Self
 
 from understudy.serving import SettingsError, read_settings
 
@@ -26,6 +26,10 @@ class ExpertsSettings:
     """Messages each attention worker may have in flight; a micro-batch takes one."""
     threads: int = 1
     """Torch threads; 1 by default because the other workers of the machine need the rest."""
+    compute: Literal["exact", "fast", "reference"] = "exact"
+    """Arithmetic, the same as the attention workers': their setting tells what each means."""
+    weights_dtype: Literal["float32", "bfloat16", "float16", "int8", "int4"] = "float32"
+    """Type that matrices of 32 bits are kept in; the attention workers' must be the same."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.credits <= MAX_CREDITS:

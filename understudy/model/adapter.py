@@ -1,26 +1,28 @@
 """LoRA adapters on the attention projections (arXiv 2106.09685), chosen per row of a batch.
 
-Only q, k, v and o are ever adapted, so feed-forward and expert weights are the same for every
-request, whatever adapter it names.
+Only projections from and to the hidden states are adapted (q, k, v and o; the downward ones of
+latent attention), so feed-forward and expert weights are the same for every request, whatever
+adapter it names. An adapter's layer is an attention: LongCat has two of them in a layer.
 """
 
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Final
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from understudy.errors import FailedPrecondition, Internal
 from understudy.model.config import ModelConfig
+from understudy.model.linear import Matrix, Plain
 from understudy.model.safetensors_io import read_file, write_file
+from understudy.model.shapes import attention_shapes
 
-PROJECTIONS: Final = ("q_proj", "k_proj", "v_proj", "o_proj")
+PROJECTIONS: Final = ("q_proj", "q_a_proj", "k_proj", "v_proj", "kv_a_proj_with_mqa", "o_proj")
 FORMAT: Final = "understudy-lora-1"
 
 
@@ -28,7 +30,8 @@ FORMAT: Final = "understudy-lora-1"
 class Adapter:
     """A low-rank change of the attention projections: `scale * up @ down` added to each.
 
-    `tensors` maps `layers.<i>.<projection>.down` (rank, in) and `.up` (out, rank).
+    `tensors` maps `layers.<i>.<projection>.down` (rank, in) and `.up` (out, rank); `packed` has
+    them as a compiled model multiplies them, where one does.
     """
 
     name: str
@@ -36,6 +39,7 @@ class Adapter:
     alpha: float
     base_digest: str
     tensors: Mapping[str, Tensor]
+    packed: Mapping[str, Matrix] = field(default_factory=dict)
 
     @property
     def scale(self) -> float:
@@ -53,25 +57,24 @@ class Adapter:
             state.update(self.tensors[key].detach().float().contiguous().numpy().tobytes())
         return state.hexdigest()
 
-    def factors(self, layer: int, projection: str) -> tuple[Tensor, Tensor]:
+    def factors(self, layer: int, projection: str) -> tuple[Matrix, Matrix]:
         """Return `down` (rank, in) and `up` (out, rank) of one projection."""
         prefix = f"layers.{layer}.{projection}"
-        return self.tensors[f"{prefix}.down"], self.tensors[f"{prefix}.up"]
+        return self._factor(f"{prefix}.down"), self._factor(f"{prefix}.up")
+
+    def _factor(self, key: str) -> Matrix:
+        return self.packed[key] if self.packed else Plain(self.tensors[key])
 
 
 def adapter_shapes(config: ModelConfig, rank: int) -> Iterator[tuple[str, tuple[int, int]]]:
     """Yield the name and shape of every tensor of an adapter of this rank for this model."""
-    query_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    sizes = {
-        "q_proj": (config.hidden_size, query_size),
-        "k_proj": (config.hidden_size, kv_size),
-        "v_proj": (config.hidden_size, kv_size),
-        "o_proj": (query_size, config.hidden_size),
-    }
-    for layer in range(config.num_layers):
-        for projection, (size_in, size_out) in sizes.items():
-            yield f"layers.{layer}.{projection}.down", (rank, size_in)
-            yield f"layers.{layer}.{projection}.up", (size_out, rank)
+    for layer in range(config.num_attentions):
+        for name, shape in attention_shapes(config, layer):
+            projection = name.removesuffix(".weight").rpartition(".")[2]
+            if projection in PROJECTIONS:
+                size_out, size_in = shape
+                yield f"layers.{layer}.{projection}.down", (rank, size_in)
+                yield f"layers.{layer}.{projection}.up", (size_out, rank)
 
 
 def new_adapter(
@@ -185,7 +188,6 @@ class AdapterBatch:
             down, up = group.adapter.factors(layer, projection)
             rows = group.rows
             chosen = hidden if rows is None else hidden.index_select(0, rows)
-            low = functional.linear(chosen, down) * group.adapter.scale
-            change = functional.linear(low, up)
+            change = up.multiply(down.multiply(chosen) * group.adapter.scale)
             output = output + change if rows is None else output.index_add(0, rows, change)
         return output
