@@ -73,7 +73,7 @@ def measure_gaps(model: Model, mixed_budget: int, *, num_running: int, num_quiet
     core, scheduler = make_core(
         model,
         num_blocks=num_blocks,
-        token_budget=max(mixed_budget, Load.token_budget),
+        token_budget=max(mixed_budget, Load().token_budget),
         mixed_budget=mixed_budget,
         max_sequences=num_running + 1,
     )

@@ -60,6 +60,6 @@ class ContestantProcess:
         line = self._process.stdout.readline()
         if not line:
             code = self._process.wait()
-            raise RuntimeError(f"{self._process.args} ended with {code}; it said why above.")
+            raise RuntimeError(f"{self._process.args!r} ended with {code}; it said why above.")
         answer: dict[str, float] = json.loads(line)
         return answer

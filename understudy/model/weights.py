@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
@@ -181,6 +181,10 @@ def random_weights(config: ModelConfig, seed: int, deviation: float = 0.02) -> d
     }
 
 
+def _holds_every_expert(value: Tensor | Int8Rows) -> TypeGuard[Tensor]:
+    return isinstance(value, Tensor) and value.dim() == 3
+
+
 def canonical_tensors(
     config: ModelConfig, tensors: Mapping[str, Value]
 ) -> Iterator[tuple[str, Value]]:
@@ -193,7 +197,7 @@ def canonical_tensors(
     for spelled, tensor in tensors.items():
         name = family.canonical(spelled)
         stacked = STACKED_PATTERN.fullmatch(name)
-        if stacked and isinstance(tensor, Tensor) and tensor.dim() == 3:
+        if stacked and _holds_every_expert(tensor):
             prefix, part = stacked.groups()
             for expert_id, expert in enumerate(tensor.unbind(0)):
                 yield f"{prefix}.{expert_id}.{part}", expert

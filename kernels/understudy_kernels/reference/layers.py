@@ -120,14 +120,9 @@ def _feed_forward(
 ) -> Tensor:
     """Return the sum over the shards of a feed-forward, in their order."""
     partials = [
-        swiglu(
-            normed,
-            *weights[start : start + SHARD_WEIGHTS],
-            formats[start : start + SHARD_WEIGHTS],
-            ffn_size,
-            exact,
-        )
+        swiglu(normed, gate, up, down, formats[start : start + SHARD_WEIGHTS], ffn_size, exact)
         for start in range(0, len(weights), SHARD_WEIGHTS)
+        for gate, up, down in (weights[start : start + SHARD_WEIGHTS],)
     ]
     total = partials[0]
     for partial in partials[1:]:
