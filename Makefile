@@ -15,8 +15,8 @@ setup: $(VENV)/.installed ## Create .venv from requirements.lock (and build helm
 $(VENV)/.installed: requirements.lock deploy/tools/install.py
 	@$(PYTHON) deploy/tools/install.py $(VENV)
 
-demo: $(VENV)/.installed ## Start the whole platform, send real requests, show who answered and one trace
-	@$(PY) -m understudy.cli demo
+demo: $(VENV)/.installed ## Start the platform, send real requests, show who answered and a trace (TRITON=1)
+	@$(if $(TRITON),$(PY) deploy/tools/install_triton.py && UNDERSTUDY_LOCAL_TRITON=1) $(PY) -m understudy.cli demo
 
 up: $(VENV)/.installed ## Start the platform on this machine and leave it running
 	@$(PY) -m understudy.cli up

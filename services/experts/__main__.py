@@ -17,8 +17,8 @@ async def main(environ: Mapping[str, str], serving: ServingSettings) -> None:
     async with open_worker(settings, health=health, registry=registry) as worker:
         servicer = ExpertsServicer(worker)
         await serve("experts", servicer.register, settings=serving, services=[SERVICE],
-                    health=health, on_drain=servicer.drain, tasks=[worker.sweep], endless=[EXCHANGE],
-                    registry=registry)  # fmt: skip
+                    health=health, on_drain=servicer.drain, tasks=[worker.sweep],
+                    endless=[EXCHANGE], registry=registry)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -108,12 +108,13 @@ def decoder_program(config: ModelConfig, weights: Mapping[str, Tensor]) -> Expor
     last = torch.zeros(3, dtype=torch.int64)
     cache = torch.zeros(config.num_layers, 2, 3, 64, config.num_kv_heads, config.head_dim)
     places = {0: batch, 1: width}
+    ranges = (places, places, {0: batch}, {2: batch, 3: capacity}, [None] * len(weights))
     with torch.no_grad():
         return torch.export.export(
             _DecodeStep(config, tuple(weights)),
             (tokens, positions, last, cache, list(weights.values())),
-            dynamic_shapes=(places, places, {0: batch}, {2: batch, 3: capacity}, [None] * len(weights)),
-        )  # fmt: skip
+            dynamic_shapes=ranges,
+        )
 
 
 class _SwiGlu(torch.nn.Module):

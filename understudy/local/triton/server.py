@@ -1,4 +1,4 @@
-"""One Triton server process: started on loopback, asked whether it is ready, ended with all it left.
+"""One Triton server process: started on loopback, and ended with everything it leaves behind.
 
 A python backend that is killed leaves shared memory behind; regions carry the pid of whoever
 started the server, so that only our own are ever removed.
@@ -78,7 +78,7 @@ class TritonServer:
         """Whether the server and the models it was started with report ready."""
         url = f"http://{LOOPBACK}:{self.http_port}/v2/health/ready"
         try:
-            with urllib.request.urlopen(url, timeout=PROBE_TIMEOUT_S) as answer:  # noqa: S310
+            with urllib.request.urlopen(url, timeout=PROBE_TIMEOUT_S) as answer:
                 return bool(answer.status == 200)
         except (OSError, urllib.error.URLError):
             return False
