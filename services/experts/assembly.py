@@ -63,7 +63,7 @@ def open_executor(
         yield here
         return
     try:
-        from services.experts.clients import TritonClient
+        from services.experts.clients import TritonShards
     except ImportError as error:
         raise FailedPrecondition(
             f"{PREFIX}EXECUTOR is triton and its client is not installed ({error}); install the"
@@ -71,7 +71,8 @@ def open_executor(
         ) from error
     has_fallback = settings.triton_fallback == "in_process"
     model = settings.triton_model if settings.triton_model != AUTO else holdings.package_name
-    client = TritonClient(settings.triton, model, holdings.digest.hex())
+    is_local = settings.triton_shared_memory
+    client = TritonShards(settings.triton, model, holdings.digest.hex(), is_local=is_local)
     availability = Availability(metrics, None if has_fallback else health)
     canary = Canary(client, holdings, availability, metrics)
     limits = TritonLimits(settings.triton_timeout_s, settings.triton_min_tokens)

@@ -40,6 +40,8 @@ class ExpertsSettings:
     """Frames of fewer token rows are computed here; 1 (default) sends all to Triton."""
     triton_timeout_s: float = 2.0
     """Longest wait for Triton's answer; never more than half of what the frame has left."""
+    triton_shared_memory: bool = False
+    """Large tensors lie in /dev/shm, which the server must share: one host, or one pod's volume."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.credits <= MAX_CREDITS:

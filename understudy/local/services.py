@@ -160,6 +160,7 @@ def _experts(site: Site, name: str) -> Service:
             "UNDERSTUDY_EXPERTS_EXECUTOR": "triton",
             "UNDERSTUDY_EXPERTS_TRITON": f"{LOOPBACK}:{ports['triton']}",
             "UNDERSTUDY_EXPERTS_TRITON_MIN_TOKENS": str(_TRITON_MIN_TOKENS),
+            "UNDERSTUDY_EXPERTS_TRITON_SHARED_MEMORY": "true",
         }
 
     needs = ("triton",) if site.settings.triton else ()

@@ -42,6 +42,7 @@ class TritonServer:
         arguments: Sequence[str] = (),
     ) -> None:
         """Start serving `models` of `repository`; others may be loaded later, by call."""
+        self.repository = repository
         self.http_port, self.metrics_port = free_port(), free_port()
         self.grpc_port = grpc_port or free_port()
         self._region_prefix = f"{REGION_PREFIX}{os.getpid()}_{self.grpc_port}_"

@@ -191,6 +191,7 @@ class FfnPackage:
         self.manifest = _of_kind("ffn", check_package(directory, config_digest))
         self._program = open_compiled(directory / COMPILED)
         self._weights = map_tensors(directory / WEIGHTS)
+        self._held = {".".join(name.split(".")[:2]) for name in self._weights}
         shape = self.manifest.shape
         self._num_experts, self._num_shards = shape["num_experts"], shape["num_ffn_shards"]
 
@@ -206,7 +207,7 @@ class FfnPackage:
         """Return the sum (T, D) over consecutive shards, added in ascending order."""
         if (expert_ids is None or gate_weights is None) == (self._num_experts > 0):
             raise PackageError("Expert ids and weights come exactly with a mixture of experts.")
-        if f"{layer}.{first_shard}" not in self._held() or num_shards < 1:
+        if f"{layer}.{first_shard}" not in self._held or num_shards < 1:
             raise PackageError(f"Layer {layer}, shard {first_shard} is not in this package.")
         total: Tensor | None = None
         for shard in range(first_shard, first_shard + num_shards):
@@ -214,9 +215,6 @@ class FfnPackage:
             total = partial if total is None else total + partial
         assert total is not None, "there is at least one shard"
         return total
-
-    def _held(self) -> set[str]:
-        return {".".join(name.split(".")[:2]) for name in self._weights}
 
     def _partial(
         self,

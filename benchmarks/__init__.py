@@ -1,0 +1,1 @@
+"""Figures we publish: one module each, run as `python -m benchmarks.<name>`."""
