@@ -95,9 +95,7 @@ def feed_forward(server: TritonServer, model: LoadedModel, num_rounds: int) -> l
     rows: list[object] = []
     for num_tokens in TOKENS:
         hidden = torch.randn(num_tokens, FFN.hidden_size)
-        header = Header(
-            FrameType.REQUEST, 0, 0, 0, 0, 0, num_tokens, FFN.hidden_size, num_shards=2
-        )
+        header = Header(FrameType.REQUEST, 0, 0, 0, 0, 0, num_tokens, FFN.hidden_size, num_shards=2)
         request = Request((), hidden, None, None)
 
         def ask(
@@ -243,7 +241,9 @@ def report(results: Mapping[str, object]) -> Iterator[str]:
 def main(arguments: Sequence[str]) -> int:
     """Run the benchmark; returns the exit status."""
     parser = argparse.ArgumentParser("python -m benchmarks.triton", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="few rounds: the shape, not the figure")
+    parser.add_argument(
+        "--quick", action="store_true", help="few rounds: the shape, not the figure"
+    )
     parser.add_argument("--json", type=Path, help="write the figures here")
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)

@@ -79,7 +79,13 @@ class SharedCalls:
             self._forget(self._region)
 
     def infer(
-        self, tensors: Named, shape: Sequence[int], output: str, *, timeout_s: float, traceparent: str
+        self,
+        tensors: Named,
+        shape: Sequence[int],
+        output: str,
+        *,
+        timeout_s: float,
+        traceparent: str,
     ) -> Tensor | None:
         """Return the answer of `shape`; None where the call must go over the wire.
 

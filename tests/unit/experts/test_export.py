@@ -88,8 +88,8 @@ def greedy(model: LoadedModel, prompt: list[int], num_steps: int) -> list[int]:
 def test_a_step_of_the_decoder_program_chooses_what_the_model_chooses():
     config = replace(DENSE, num_ffn_shards=1)
     model = LoadedModel(config, seeded(DENSE).weights, "ab" * 32)
-    # The guards note that the example had more than one token a row; the graph needs no such thing,
-    # as the single-token steps below show, and a compiled program checks none.
+    # The guards note that rows of the example had several tokens; the graph does not need that, as
+    # the single-token steps below show, and a compiled program checks none.
     step = decoder_program(config, model.weights).module(check_guards=False)
     cache = torch.zeros(config.num_layers, 2, 1, 64, config.num_kv_heads, config.head_dim)
     prompt, weights = [3, 1, 4, 1, 5], list(model.weights.values())
@@ -102,7 +102,8 @@ def test_a_step_of_the_decoder_program_chooses_what_the_model_chooses():
         return int(chosen[0])
 
     answer = [run(torch.tensor([prompt]), torch.arange(5)[None])]
-    answer += [run(torch.tensor([answer[-1:]]), torch.tensor([[5 + n]])) for n in range(3)]
+    for position in range(5, 8):
+        answer.append(run(torch.tensor([answer[-1:]]), torch.tensor([[position]])))
     assert answer == greedy(model, prompt, 4)
 
 
