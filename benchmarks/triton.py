@@ -1,4 +1,4 @@
-"""What Triton costs: a feed-forward asked of it against the same one here, and the SLM hosted whole.
+"""What Triton costs: a feed-forward there against the same one here, and the SLM hosted whole.
 
 `python -m benchmarks.triton [--quick] [--json FILE]`. Both sides run one torch thread and take
 turns within each round, so that what else the machine does meets both. Packages are compiled once
@@ -221,8 +221,9 @@ def machine() -> dict[str, object]:
 def report(results: Mapping[str, object]) -> Iterator[str]:
     """Yield the tables."""
     yield f"machine: {results['machine']}"
-    yield "| tokens | in process ms | compiled ms | triton ms | triton shm ms | added ms | shm added ms |"
-    yield "|---|---|---|---|---|---|---|"
+    heads = ("in process", "compiled", "triton", "triton shm", "added", "added shm")
+    yield f"| tokens |{''.join(f' {head} ms |' for head in heads)}"
+    yield "|---" * (1 + len(heads)) + "|"
     for row in results["feed_forward"]:  # type: ignore[attr-defined]
         times = {name: row[name]["median_s"] * 1e3 for name in row if name != "tokens"}
         added = [times[name] - times["in process"] for name in ("triton", "triton shm")]
@@ -230,10 +231,11 @@ def report(results: Mapping[str, object]) -> Iterator[str]:
         yield f"| {row['tokens']} |{cells}"
     yield f"overhead below 10 % from {results['break_even_tokens']} tokens a call"
     yield f"with shared memory from {results['break_even_tokens_shm']} tokens a call"
-    yield "| sequences | in process tokens/s | compiled tokens/s | triton tokens/s | triton / in process |"
-    yield "|---|---|---|---|---|"
+    heads = ("in process", "compiled", "triton")
+    yield f"| sequences |{''.join(f' {head} tokens/s |' for head in heads)} triton / in process |"
+    yield "|---" * (2 + len(heads)) + "|"
     for row in results["small_model"]:  # type: ignore[attr-defined]
-        speeds = [row[name]["tokens_per_s"] for name in ("in process", "compiled", "triton")]
+        speeds = [row[name]["tokens_per_s"] for name in heads]
         cells = "".join(f" {speed:.0f} |" for speed in speeds)
         yield f"| {row['sequences']} |{cells} {speeds[2] / speeds[0]:.2f} |"
 
@@ -241,9 +243,7 @@ def report(results: Mapping[str, object]) -> Iterator[str]:
 def main(arguments: Sequence[str]) -> int:
     """Run the benchmark; returns the exit status."""
     parser = argparse.ArgumentParser("python -m benchmarks.triton", description=__doc__)
-    parser.add_argument(
-        "--quick", action="store_true", help="few rounds: the shape, not the figure"
-    )
+    parser.add_argument("--quick", action="store_true", help="few rounds: not for figures")
     parser.add_argument("--json", type=Path, help="write the figures here")
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)

@@ -139,7 +139,8 @@ class SharedCalls:
         try:
             region = SharedRegion(self._size_bytes)
         except OSError as error:
-            return self._refused(f"the host has no room for it ({error.strerror})")
+            self._refuse(f"the host has no room for it ({error.strerror})")
+            return None
         asked = service_pb2.SystemSharedMemoryRegisterRequest(
             name=region.name, key=f"/{region.name}", byte_size=region.size_bytes
         )
@@ -151,11 +152,12 @@ class SharedCalls:
             raise
         except UnderstudyError as error:
             region.close()
-            return self._refused(error.message)
+            self._refuse(error.message)
+            return None
         self._region = region
         return region
 
-    def _refused(self, reason: str) -> None:
+    def _refuse(self, reason: str) -> None:
         self._is_refused = True
         log.warning("Tensors go to Triton over the wire, not in shared memory: %s", reason)
 

@@ -153,7 +153,8 @@ class CachedContext:
 
     def rows(self) -> Tensor:
         """Return what the cache lacks: keys and values (L, 2, B, T, kv_heads, head_dim)."""
-        return torch.stack(self._rows).unflatten(0, (-1, 2))
+        rows = torch.stack(self._rows)
+        return rows.view(-1, 2, *rows.shape[1:])
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Return what each query row sees; shapes as in `AttentionContext`."""
@@ -170,8 +171,8 @@ class CachedContext:
         attended = functional.scaled_dot_product_attention(
             grouped.flatten(2, 3), keys, values, attn_mask=is_seen
         )
-        by_row = attended.unflatten(2, (width, group_size)).permute(0, 2, 1, 3, 4)
-        return by_row.reshape(batch * width, -1, head_dim)
+        by_head = attended.view(batch, num_kv_heads, width, group_size, head_dim)
+        return by_head.permute(0, 2, 1, 3, 4).reshape(batch * width, -1, head_dim)
 
     def _with(self, layer: int, which: int, rows: Tensor) -> Tensor:
         self._rows.append(rows)

@@ -40,7 +40,7 @@ def packaged(tmp_path_factory: pytest.TempPathFactory) -> Packaged:
 
 @pytest.fixture
 def start_server(packaged: Packaged, tmp_path: Path) -> Iterator[Callable[[], TritonServer]]:
-    """Start the server on one port, again and again; its models are loaded by whoever needs them."""
+    """Start the server on one port, again and again; workers tell it what to load."""
     port, started = free_port(), []
 
     def start() -> TritonServer:

@@ -34,7 +34,7 @@ class LocalSettings:
     slm: Path | None = None
     """Version directory of the SLM with its manifest; unset takes the one that ships."""
     triton: bool = False
-    """Let a Triton server compute the LLM's feed-forwards; `deploy/tools/install_triton.py` first."""
+    """Let a Triton server compute the LLM's feed-forwards; install_triton.py must have run."""
     start_timeout_s: float = 300.0
     """Longest wait for one service to become ready."""
     stop_timeout_s: float = 15.0

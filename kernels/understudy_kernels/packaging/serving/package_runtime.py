@@ -173,7 +173,7 @@ def open_compiled(path: Path) -> Compiled:
     """Load a compiled program. Raises PackageError where torch cannot."""
     try:
         # `torch._inductor.aoti_load_package` is the same and imports the compiler: three seconds.
-        loader: Compiled = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)  # type: ignore[attr-defined]  # noqa: SLF001
+        loader: Compiled = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)  # noqa: SLF001
     except RuntimeError as error:
         raise PackageError(f"torch cannot load {path}: {error}") from error
     return loader

@@ -15,7 +15,7 @@ from understudy.local.triton.settings import TritonSettings
 def test_a_server_that_was_not_unpacked_is_named_with_the_remedy(tmp_path: Path) -> None:
     environ = {"XDG_CACHE_HOME": str(tmp_path)}
     assert find_triton(environ) is None
-    with pytest.raises(FailedPrecondition, match="install_triton.py"):
+    with pytest.raises(FailedPrecondition, match=r"install_triton\.py"):
         require_triton(environ)
 
 
