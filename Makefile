@@ -4,12 +4,13 @@ PY := $(VENV)/bin/python
 PYTHON ?= python3
 PROTOS := $(shell find protos -name '*.proto')
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down protos format lint types test verify generate lock check clean
+.PHONY: help setup demo triton up down protos format lint types test bench verify generate lock check clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
-setup: $(VENV)/.installed ## Create .venv from requirements.lock (and build helm where Go is at hand)
+setup: $(VENV)/.installed ## Create .venv from requirements.lock, compile the kernels (and helm where Go is at hand)
+	@$(PY) -m understudy_kernels.build
 	@$(PY) deploy/tools/build_helm.py
 
 $(VENV)/.installed: requirements.lock deploy/tools/install.py
@@ -17,6 +18,9 @@ $(VENV)/.installed: requirements.lock deploy/tools/install.py
 
 demo: $(VENV)/.installed ## Start the platform, send real requests, show who answered and a trace (TRITON=1)
 	@$(if $(TRITON),$(PY) deploy/tools/install_triton.py && UNDERSTUDY_LOCAL_TRITON=1) $(PY) -m understudy.cli demo
+
+triton: $(VENV)/.installed ## Unpack the Triton server outside the checkout, for the tests and for `demo TRITON=1`
+	@$(PY) deploy/tools/install_triton.py
 
 up: $(VENV)/.installed ## Start the platform on this machine and leave it running
 	@$(PY) -m understudy.cli up
@@ -38,6 +42,9 @@ types: ## Check types (mypy --strict)
 
 test: ## Run every test with branch coverage
 	@$(PY) deploy/tools/run_tests.py
+
+bench: $(VENV)/.installed ## Measure the kernels against torch, side by side
+	@$(PY) -m benchmarks.kernels
 
 verify: ## Regenerate everything generated and fail on a difference
 	@$(PY) deploy/tools/generate.py --check

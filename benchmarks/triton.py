@@ -35,11 +35,8 @@ from understudy.model.paged import PagedContext, PagedKv, PagedSequence
 from understudy.model.transformer import Transformer
 from understudy.model.weights import LoadedModel, load_model, random_weights
 from understudy_kernels.package import build
-from understudy_kernels.packaging.serving.package_runtime import (
-    DecoderPackage,
-    FfnPackage,
-    machine_isa,
-)
+from understudy_kernels.packaging.serving.manifest import machine_isa
+from understudy_kernels.packaging.serving.runtime import DecoderPackage, FfnPackage
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 SLM: Final = ROOT / "models" / "slm-snips"

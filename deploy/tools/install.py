@@ -41,7 +41,11 @@ def main(target: Path) -> int:
 
 
 def install_commands(python: Path) -> list[list[str]]:
-    """Return the commands that fill the environment, the project itself last."""
+    """Return the commands that fill the environment, the project itself last.
+
+    It is installed in place: packages come from the checkout and from its folder `kernels`
+    (`dev-mode-dirs` in pyproject.toml).
+    """
     locked = ["--no-deps", "--require-hashes", "-r", str(LOCK)]
     project = ["--no-deps", "--no-build-isolation", "-e", str(ROOT)]
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]

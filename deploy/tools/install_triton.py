@@ -1,8 +1,8 @@
 """Unpacks the Triton Inference Server from its wheel into the cache, outside the checkout.
 
-The wheel is pinned with its hash in triton.txt. Where the server cannot run the tool says why;
-tests that need it are then skipped by name, and in CI that is a failure. Run it with the virtual
-environment's Python: `.venv/bin/python deploy/tools/install_triton.py`.
+The wheel is pinned with its hash in triton.txt. Where it cannot be had in time, or the server
+cannot run, the tool says why; tests that need it are then skipped by name. Run it with the virtual
+environment's Python: `.venv/bin/python deploy/tools/install_triton.py`, or `make triton`.
 """
 
 import os
@@ -16,11 +16,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from understudy.local.triton.installation import Installation, cached_triton, find_triton
+from understudy.local.triton.installation import (
+    WHEEL,
+    Installation,
+    cached_triton,
+    find_triton,
+)
 
 REQUIREMENTS: Final = Path(__file__).with_name("triton.txt")
 OLDEST_GLIBC: Final = (2, 35)
-PIP_TIMEOUT_S: Final = 900
+PIP_TIMEOUT_S: Final = 180
 LDD_TIMEOUT_S: Final = 60
 SHOWN_CHARS: Final = 1500
 
@@ -39,7 +44,7 @@ def main(environ: Mapping[str, str], report: Report) -> int:
         return 0
     try:
         check_platform()
-        install(cached_triton(environ))
+        install(cached_triton(environ), report)
     except (InstallError, OSError, subprocess.SubprocessError) as error:
         report(f"triton: not installed, so what needs it is skipped. {error}")
         return 1
@@ -60,9 +65,10 @@ def check_platform() -> None:
         )
 
 
-def install(target: Installation) -> None:
+def install(target: Installation, report: Report) -> None:
     """Unpack the wheel, choose the stub of this Python, and see that its libraries are found."""
     target.root.parent.mkdir(parents=True, exist_ok=True)
+    report(f"triton: unpacking {WHEEL} (146 MB, once) into {target.root} ...")
     with tempfile.TemporaryDirectory(dir=target.root.parent) as scratch:
         draft = Installation(Path(scratch) / "triton")
         download(draft.root)

@@ -6,13 +6,23 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
+from services.attention.forecast import Outlook, StepCosts
 from services.attention.sequence import DecodingParams, Submission
-from understudy.errors import InvalidArgument, NotFound, PromptTooLong
+from understudy.errors import (
+    DeadlineExceeded,
+    InvalidArgument,
+    NotFound,
+    PromptTooLong,
+    ResourceExhausted,
+)
 
 MAX_TEMPERATURE: Final = 4.0
 MAX_STOP_TEXTS: Final = 8
 MAX_STOP_BYTES: Final = 128
 KV_ROOT_BYTES: Final = 32
+MIN_RETRY_S: Final = 0.1
+DEFAULT_RETRY_S: Final = 1.0
+MAX_RETRY_S: Final = 60.0
 _TENANT: Final = re.compile(r"[a-z0-9-]{1,63}")
 
 
@@ -45,6 +55,52 @@ def check_submission(submission: Submission, limits: Limits) -> None:
             "tenant",
             "The tenant of shared KV is 1 to 63 characters out of a-z, 0-9 and '-'.",
         )
+
+
+def check_deadline(outlook: Outlook, costs: StepCosts, time_left_s: float) -> None:
+    """Refuse at once what cannot end before its deadline at the measured rates.
+
+    Raises DeadlineExceeded when the sequence alone takes longer than it has, ResourceExhausted
+    with the time to wait when only those ahead of it make it late. Before rates are known, and
+    where in doubt, it passes.
+    """
+    own_s = costs.seconds(outlook.own_steps, outlook.own_tokens)
+    ahead_s = costs.seconds(outlook.ahead_steps, outlook.ahead_tokens)
+    if own_s is None or ahead_s is None or own_s + ahead_s <= time_left_s:
+        return
+    metadata = {
+        "reason": "deadline cannot be met",
+        "time_left_s": f"{max(0.0, time_left_s):.3g}",
+        "needed_s": f"{own_s + ahead_s:.3g}",
+    }
+    if own_s > time_left_s:
+        raise DeadlineExceeded(
+            f"The sequence takes {own_s:.3g} s on this worker even alone, and {time_left_s:.3g} s "
+            "are left; shorten the prompt or allow more time.",
+            metadata,
+        )
+    retry_after_s = min(MAX_RETRY_S, max(MIN_RETRY_S, own_s + ahead_s - time_left_s))
+    raise ResourceExhausted(
+        f"The sequence needs {own_s:.3g} s after {ahead_s:.3g} s of work ahead of it, and "
+        f"{time_left_s:.3g} s are left; try again in {retry_after_s:.3g} s or elsewhere.",
+        metadata,
+        retry_after_s=retry_after_s,
+    )
+
+
+def retry_after_s(costs: StepCosts, num_waiting: int, backlog_tokens: int) -> float:
+    """Return when a place in a full queue is likely free: its mean share of the backlog."""
+    drain_s = costs.seconds(1, backlog_tokens)
+    if drain_s is None or num_waiting == 0:
+        return DEFAULT_RETRY_S
+    return min(MAX_RETRY_S, max(MIN_RETRY_S, drain_s / num_waiting))
+
+
+def least_outputs(submission: Submission) -> int:
+    """Return how many tokens a sequence generates at the least."""
+    params = submission.params
+    may_stop = not params.ignore_eos or params.stop or submission.matcher is not None
+    return 1 if may_stop else max(1, params.max_tokens - submission.num_committed)
 
 
 def _check_tokens(submission: Submission, limits: Limits) -> None:

@@ -8,6 +8,7 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from services.attention.clients import RemoteExperts
+from services.attention.dispatch import require_frames_fit
 from services.attention.kvstore_client import KvStoreClient
 from services.attention.loading import load_weights, serve_model
 from services.attention.metrics import TierMetrics
@@ -53,8 +54,8 @@ async def _open_experts(
 ) -> RemoteExperts | None:
     if settings.ffn == "fused":
         return None
-    digest = bytes.fromhex(loaded.digest)
-    remote = RemoteExperts(loaded.config, digest, settings.placement, settings.pool)
+    require_frames_fit(loaded.config, settings.token_budget)
+    remote = RemoteExperts(loaded.config, loaded.ffn_digest, settings.placement, settings.pool)
     stack.callback(remote.close)
     await asyncio.to_thread(remote.start)
     return remote

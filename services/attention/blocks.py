@@ -53,6 +53,10 @@ class BlockManager:
         """Return how many of these blocks nobody holds, that is, count as free until acquired."""
         return sum(self._references[block] == 0 for block in blocks)
 
+    def num_references(self, block: int) -> int:
+        """Return how many hold this block."""
+        return self._references[block]
+
     def acquire(self, blocks: Sequence[int]) -> None:
         """Add one reference to each of these matched blocks."""
         for block in blocks:

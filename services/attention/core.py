@@ -13,15 +13,17 @@ from typing import NamedTuple, Protocol
 
 from opentelemetry.trace import Tracer
 
+from services.attention.admission import check_deadline, least_outputs, retry_after_s
 from services.attention.decoding import Decoding
+from services.attention.forecast import StepCosts
 from services.attention.metrics import EngineMetrics
-from services.attention.observers import StepObserver, TraceSegment
-from services.attention.outputs import Failed, Finished, StepOutput, TokenRun
+from services.attention.observers import StepObserver
+from services.attention.outputs import StepOutput, TokenRun
+from services.attention.reporting import Reports
 from services.attention.scheduler import ScheduledChunk, Scheduler
-from services.attention.sequence import FinishReason, SequenceKey, Submission
+from services.attention.sequence import FinishReason, Phase, Priority, SequenceKey, Submission
 from services.attention.sequence import Sequence as TokenSequence
 from services.attention.sharing import Payloads, Sharing
-from services.attention.tracing import SequenceTrace
 from understudy.errors import Aborted, DeadlineExceeded, Unavailable, UnderstudyError
 
 OnLoaded = Callable[[SequenceKey, Payloads], None]
@@ -55,6 +57,9 @@ class EngineStats:
     num_running: int = 0
     num_waiting: int = 0
     num_free_blocks: int = 0
+    num_held_blocks: int = 0
+    num_tenants: int = 0
+    waiting_by_priority: tuple[int, ...] = (0,) * len(Priority)
 
 
 class EngineCore:
@@ -76,15 +81,13 @@ class EngineCore:
         self._scheduler = scheduler
         self._runner = runner
         self._decoding = decoding
-        self._observer = observer
         self._metrics = metrics
-        self._tracer = tracer
         self._sharing = sharing
         self._on_loaded = on_loaded
-        self._traces: dict[SequenceKey, SequenceTrace] = {}
-        self._outputs: dict[int, StepOutput] = {}
+        self._reports = Reports(metrics, tracer, observer)
+        self._costs = StepCosts()
         self._num_arrived = 0
-        self._num_preemptions = 0
+        self._num_deferrals = 0
         self._step = 0
 
     @property
@@ -105,6 +108,9 @@ class EngineCore:
             num_running=scheduler.num_running,
             num_waiting=scheduler.num_waiting,
             num_free_blocks=scheduler.blocks.num_free,
+            num_held_blocks=scheduler.num_held_blocks,
+            num_tenants=scheduler.num_tenants,
+            waiting_by_priority=tuple(map(scheduler.num_waiting_of, Priority)),
         )
 
     def check_integrity(self) -> None:
@@ -113,24 +119,34 @@ class EngineCore:
 
     def take_outputs(self) -> dict[int, StepOutput]:
         """Return what happened to each session since the last call."""
-        outputs, self._outputs = self._outputs, {}
-        return outputs
+        return self._reports.take()
 
     def submit(self, submission: Submission) -> None:
         """Take in a checked submission; a refusal is an output like any other."""
-        sequence = TokenSequence(submission, self._num_arrived)
+        sequence = TokenSequence(submission, self._num_arrived, time.monotonic())
         self._num_arrived += 1
-        self._traces[sequence.key] = trace = SequenceTrace(self._tracer, sequence)
+        self._reports.begin(sequence)
         try:
-            self._scheduler.check_room()
+            self._check_room(submission.priority)
+        except UnderstudyError as error:
+            self._reports.refuse(sequence, "queue", error)
+            return
+        try:
             reason = self._begin_output(sequence)
         except UnderstudyError as error:
-            self._report_failure(sequence, error)
+            self._reports.fail(sequence, error)
             return
         if reason is not None:
-            self._report_finish(sequence, reason)
+            self._reports.finish(sequence, reason)
             return
-        self._scheduler.add(sequence, is_loading=self._begin_loading(sequence, trace.traceparent))
+        try:
+            self._check_deadline(sequence)
+        except UnderstudyError as error:
+            self._reports.refuse(sequence, "deadline", error)
+            return
+        is_covered = self._scheduler.is_on_its_way(sequence)
+        is_loading = not is_covered and self._begin_loading(sequence)
+        self._scheduler.add(sequence, is_loading=is_loading)
 
     def loaded(self, key: SequenceKey, payloads: Payloads) -> None:
         """Take fetched KV into the prefix cache and let its sequence be computed."""
@@ -144,43 +160,55 @@ class EngineCore:
         sequence = self._scheduler.get(key)
         if sequence is not None:
             self._scheduler.end(sequence)
-            self._metrics.ended_sequences.labels(reason="cancelled").inc()
-            self._end_trace(sequence).finish(sequence)
+            self._reports.cancel(sequence)
 
     def step(self) -> bool:
         """Advance the batch by one forward; return whether there was anything to compute."""
         self._expire()
         chunks = self._scheduler.schedule()
+        self._swap()
         if not chunks:
             return False
         self._step += 1
         started_ns = time.time_ns()
         started_s = time.perf_counter()
-        self._announce(chunks)
+        self._reports.begin_step(self._step, chunks)
         try:
             choices = self._runner.run(chunks)
         except Unavailable as error:
             self._lose(chunks, error)
             return True
-        duration_s = time.perf_counter() - started_s
-        self._note_step(chunks, duration_s)
+        self._note_step(chunks, time.perf_counter() - started_s)
         for chunk, choice in zip(chunks, choices, strict=True):
             self._postprocess(chunk, choice, started_ns)
         return True
 
+    def _check_room(self, priority: Priority) -> None:
+        scheduler = self._scheduler
+        delay_s = retry_after_s(self._costs, scheduler.num_waiting, scheduler.num_backlog_tokens)
+        scheduler.check_room(priority, delay_s)
+
     def _begin_output(self, sequence: TokenSequence) -> FinishReason | None:
         run = TokenRun(sequence.key.sequence_id)
         reason = self._decoding.begin(sequence, run)
-        self._emit(sequence, run)
+        self._reports.emit(sequence, run)
         return reason
 
-    def _begin_loading(self, sequence: TokenSequence, traceparent: str) -> bool:
+    def _check_deadline(self, sequence: TokenSequence) -> None:
+        submission = sequence.submission
+        outlook = self._scheduler.outlook(sequence, least_outputs(submission))
+        check_deadline(outlook, self._costs, submission.deadline_s - time.monotonic())
+
+    def _begin_loading(self, sequence: TokenSequence) -> bool:
         hashes = self._scheduler.prefix_hashes(sequence)
         if self._sharing is None or not hashes:
             return False
         key = sequence.key
         return self._sharing.begin_loading(
-            sequence, hashes, traceparent, lambda payloads: self._on_loaded(key, payloads)
+            sequence,
+            hashes,
+            self._reports.traceparent(sequence),
+            lambda payloads: self._on_loaded(key, payloads),
         )
 
     def _expire(self) -> None:
@@ -193,12 +221,19 @@ class EngineCore:
                 ),
             )
 
-    def _announce(self, chunks: Sequence[ScheduledChunk]) -> None:
-        segments = [
-            TraceSegment(self._traces[chunk.sequence.key].traceparent, chunk.num_tokens)
-            for chunk in chunks
-        ]
-        self._observer.begin_step(self._step, segments)
+    def _swap(self) -> None:
+        """Save the KV of who was just preempted where that pays, fetch that of who is to return."""
+        for preemption in self._scheduler.take_preemptions():
+            sequence, num_swapped = preemption.sequence, 0
+            if self._sharing is not None:
+                traceparent = self._reports.traceparent(sequence)
+                num_swapped = self._sharing.swap_out(preemption, traceparent)
+            if sequence.phase is Phase.WAITING:
+                sequence.num_swapped = num_swapped
+            self._reports.preempted("swap" if num_swapped else "recompute")
+        for sequence in self._scheduler.take_reloads():
+            if not self._begin_loading(sequence):
+                self._scheduler.end_loading(sequence)
 
     def _lose(self, chunks: Sequence[ScheduledChunk], error: Unavailable) -> None:
         for chunk in chunks:
@@ -206,25 +241,22 @@ class EngineCore:
             self._fail(chunk.sequence, lost)
 
     def _note_step(self, chunks: Sequence[ScheduledChunk], duration_s: float) -> None:
+        self._reports.end_step(chunks, duration_s)
         num_tokens = sum(chunk.num_tokens for chunk in chunks)
-        num_decoded = sum(chunk.num_tokens for chunk in chunks if chunk.sequence.is_decoding)
-        metrics = self._metrics
-        metrics.step_seconds.observe(duration_s)
-        metrics.computed_tokens.labels(phase="decode").inc(num_decoded)
-        metrics.computed_tokens.labels(phase="prefill").inc(num_tokens - num_decoded)
-        metrics.preemptions.inc(self._scheduler.num_preemptions - self._num_preemptions)
-        self._num_preemptions = self._scheduler.num_preemptions
-        if num_decoded == 0 and self._sharing is not None:
+        self._costs.note(num_tokens, duration_s)
+        self._metrics.deferrals.inc(self._scheduler.num_deferrals - self._num_deferrals)
+        self._num_deferrals = self._scheduler.num_deferrals
+        is_prefill = not any(chunk.sequence.is_decoding for chunk in chunks)
+        if is_prefill and self._sharing is not None:
             self._sharing.note_prefill(num_tokens, duration_s)
 
     def _postprocess(self, chunk: ScheduledChunk, choice: Choice | None, started_ns: int) -> None:
         sequence = chunk.sequence
         was_decoding = sequence.is_decoding
-        trace = self._traces[sequence.key]
-        trace.note_step("decode" if was_decoding else "prefill", chunk.num_tokens, started_ns)
+        self._reports.computed(chunk, started_ns)
         self._scheduler.advance(chunk)
-        if self._sharing is not None and not was_decoding and sequence.is_decoding:
-            self._sharing.write_back(sequence, 0, trace.traceparent)
+        if not was_decoding and sequence.is_decoding:
+            self._write_back(sequence, 0)
         if choice is None:
             return
         run = TokenRun(sequence.key.sequence_id)
@@ -233,54 +265,16 @@ class EngineCore:
         except UnderstudyError as error:
             self._fail(sequence, error)
             return
-        self._emit(sequence, run)
+        self._reports.emit(sequence, run)
         if reason is not None:
-            self._finish(sequence, reason, trace.traceparent)
+            self._write_back(sequence, sequence.prefill_target // self._scheduler.blocks.block_size)
+            self._scheduler.end(sequence)
+            self._reports.finish(sequence, reason)
 
-    def _emit(self, sequence: TokenSequence, run: TokenRun) -> None:
-        if run.token_ids:
-            self._metrics.generated_tokens.inc(len(run.token_ids))
-            self._output(sequence).tokens.append(run)
-
-    def _finish(self, sequence: TokenSequence, reason: FinishReason, traceparent: str) -> None:
+    def _write_back(self, sequence: TokenSequence, start: int) -> None:
         if self._sharing is not None:
-            self._sharing.write_back(
-                sequence, sequence.prefill_target // self._scheduler.blocks.block_size, traceparent
-            )
-        self._scheduler.end(sequence)
-        self._report_finish(sequence, reason)
+            self._sharing.write_back(sequence, start, self._reports.traceparent(sequence))
 
     def _fail(self, sequence: TokenSequence, error: UnderstudyError) -> None:
         self._scheduler.end(sequence)
-        self._report_failure(sequence, error)
-
-    def _report_finish(self, sequence: TokenSequence, reason: FinishReason) -> None:
-        metrics = self._metrics
-        metrics.ended_sequences.labels(reason=reason.value).inc()
-        metrics.cached_tokens.labels(source="local").inc(sequence.local_cached_tokens)
-        metrics.cached_tokens.labels(source="remote").inc(sequence.remote_cached_tokens)
-        self._end_trace(sequence).finish(sequence)
-        self._output(sequence).finished.append(
-            Finished(
-                sequence_id=sequence.key.sequence_id,
-                reason=reason,
-                local_cached_tokens=sequence.local_cached_tokens,
-                remote_cached_tokens=sequence.remote_cached_tokens,
-                computed_positions=sequence.computed_positions,
-            )
-        )
-
-    def _report_failure(self, sequence: TokenSequence, error: UnderstudyError) -> None:
-        self._metrics.ended_sequences.labels(reason=error.reason.lower()).inc()
-        self._end_trace(sequence).fail(sequence, error)
-        self._output(sequence).failed.append(Failed(sequence.key.sequence_id, error))
-
-    def _end_trace(self, sequence: TokenSequence) -> SequenceTrace:
-        trace = self._traces.pop(sequence.key)
-        if trace.traceparent:
-            self._observer.end_trace(trace.traceparent)
-        return trace
-
-    def _output(self, sequence: TokenSequence) -> StepOutput:
-        session_id = sequence.key.session_id
-        return self._outputs.setdefault(session_id, StepOutput(self._step))
+        self._reports.fail(sequence, error)

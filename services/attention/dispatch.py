@@ -9,15 +9,20 @@ in canonical shard order whoever computed them, so a failure changes nothing but
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Final, Self
 
 from torch import Tensor
 
-from understudy.errors import UnderstudyError
-from understudy.exchange.frame import Buffer, Header
+from understudy.errors import FailedPrecondition, UnderstudyError
+from understudy.exchange.frame import MAX_MESSAGE_BYTES, Buffer, Header
 from understudy.exchange.shards import whole_shards
+from understudy.exchange.traces import MAX_SEGMENTS, SEGMENT
 from understudy.model.config import ModelConfig
 from understudy.model.ffn import sum_partials
+
+FLOAT_BYTES: Final = 4
+CHOICE_BYTES: Final = 6
+"""Of one routed expert on the wire: its id (u16) and its weight (float32)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +107,20 @@ def _merge(chosen: dict[int, str]) -> list[Assignment]:
     merged = [Assignment(chosen[0], 0, head)] if head else []
     singles = [Assignment(chosen[shard], shard, 1) for shard in chosen if shard >= head]
     return merged + singles
+
+
+def require_frames_fit(config: ModelConfig, token_budget: int) -> None:
+    """Raise FailedPrecondition when a step's hidden states would not fit one message."""
+    row_bytes = config.hidden_size * FLOAT_BYTES
+    if config.is_moe:
+        row_bytes += config.num_experts_per_token * CHOICE_BYTES
+    most = (MAX_MESSAGE_BYTES - MAX_SEGMENTS * SEGMENT.size) // row_bytes
+    if token_budget > most:
+        raise FailedPrecondition(
+            f"A token budget of {token_budget} at {row_bytes} bytes a token exceeds the"
+            f" {MAX_MESSAGE_BYTES} bytes of a message to expert workers; set it to at most {most}.",
+            {"token_budget": str(token_budget), "limit": str(most)},
+        )
 
 
 @dataclass(slots=True, eq=False)

@@ -15,7 +15,7 @@ from typing import Final
 from services.attention.core import EngineCore, EngineStats
 from services.attention.metrics import EngineMetrics
 from services.attention.outputs import StepOutput
-from services.attention.sequence import SequenceKey, Submission
+from services.attention.sequence import Priority, SequenceKey, Submission
 from services.attention.sharing import Payloads
 from understudy.errors import Unavailable
 
@@ -50,6 +50,7 @@ class Engine:
         self._is_stopping = threading.Event()
         self._is_dead = threading.Event()
         self._stats = self._core.stats()
+        self._is_checked = True
         self._thread = threading.Thread(target=self._run, name="attention-engine", daemon=True)
 
     @property
@@ -96,6 +97,7 @@ class Engine:
             while not self._is_stopping.is_set():
                 self._take_commands(has_computed)
                 has_computed = self._core.step()
+                self._is_checked = self._is_checked and not has_computed
                 self._report()
         except Exception:  # the engine loop: whatever it is, routers must learn of it
             logger.exception("The engine thread died; this worker serves nothing any more.")
@@ -110,7 +112,14 @@ class Engine:
                 command(self._core)
                 command = self._inbox.get_nowait()
         except queue.Empty:
-            return
+            if nap_s and self._core.is_idle:
+                self._check_integrity()
+
+    def _check_integrity(self) -> None:
+        """Check the blocks once after each spell of work, when there is time: a leak is a bug."""
+        if not self._is_checked:
+            self._core.check_integrity()
+            self._is_checked = True
 
     def _nap_s(self) -> float:
         if not self._core.is_idle:
@@ -128,6 +137,11 @@ class Engine:
             self._metrics.running_sequences.set(stats.num_running)
             self._metrics.waiting_sequences.set(stats.num_waiting)
             self._metrics.free_blocks.set(stats.num_free_blocks)
+            self._metrics.held_blocks.set(stats.num_held_blocks)
+            self._metrics.tenants.set(stats.num_tenants)
+            for priority, num_waiting in zip(Priority, stats.waiting_by_priority, strict=True):
+                labelled = self._metrics.waiting_by_priority.labels(priority=priority.name.lower())
+                labelled.set(num_waiting)
         if outputs:
             self._publish(outputs)
 

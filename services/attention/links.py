@@ -67,8 +67,13 @@ class Link:
             remaining_us=int(timeout_s * US_PER_S),
             lane=self._lanes.take(),
         )
+        try:
+            frames = split_message(header, flight.call.pieces)
+        except FailedPrecondition:
+            self._lanes.give_back(header.lane)
+            raise
         self.flights[header.lane] = flight
-        self.transport.send(split_message(header, flight.call.pieces))
+        self.transport.send(frames)
 
     def receive(self, message: bytes) -> tuple[Flight, Frame] | None:
         """Return the flight that a reply ends, None for a part of one.

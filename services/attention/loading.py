@@ -14,16 +14,15 @@ from understudy.chunks import config_digest
 from understudy.errors import FailedPrecondition
 from understudy.model.adapter import Adapter, load_adapter
 from understudy.model.config import ModelConfig
-from understudy.model.ffn import Experts
+from understudy.model.decoder import Decoder, make_decoder, resolve_compute
+from understudy.model.ffn import Experts, is_placed
+from understudy.model.kv_planes import DTYPES, block_bytes
 from understudy.model.locate import locate_model
 from understudy.model.paged import PagedKv
-from understudy.model.transformer import Transformer
-from understudy.model.weights import LoadedModel, load_model
+from understudy.model.weights import MATRIX_DTYPES, LoadedModel, load_model
 from understudy.text.tokenizer import Tokenizer
 
-DTYPE: Final = "float32"
-DTYPE_BYTES: Final = 4
-COMPUTE_MODE: Final = "exact"
+REFERENCE_MODE: Final = "reference"
 VERSION_DIGITS: Final = 8
 
 
@@ -33,7 +32,7 @@ class ServedModel:
 
     version: str
     """Name and digest, such as `smollm2-135m-instruct@91d4a3c2`."""
-    model: Transformer
+    model: Decoder
     kv: PagedKv
     tokenizer: Tokenizer
     adapters: Mapping[str, Adapter]
@@ -49,36 +48,39 @@ class ServedModel:
 
 def load_weights(settings: AttentionSettings) -> LoadedModel:
     """Load and check the weights that `settings` names."""
-    return load_model(locate_model(settings.model))
+    dtype, compute = MATRIX_DTYPES[settings.weights_dtype], resolve_compute(settings.compute)
+    return load_model(locate_model(settings.model), dtype, compute)
 
 
 def serve_model(
     settings: AttentionSettings, loaded: LoadedModel, experts: Experts | None = None
 ) -> ServedModel:
     """Load what goes with the weights and reserve KV; feed-forwards are local without `experts`."""
-    config, weights = loaded.config, loaded.weights
+    config, weights = loaded.config, loaded.stored
     tokenizer = load_tokenizer(settings.tokenizer, locate_model(settings.model))
     if tokenizer.vocab_size > config.vocab_size:
         raise FailedPrecondition(
             f"The tokenizer has {tokenizer.vocab_size} tokens, the model only {config.vocab_size}."
         )
     if experts is not None:
-        weights = {name: weights[name] for name in weights if not _is_remote(name)}
+        weights = {name: weights[name] for name in weights if not is_placed(name)}
     adapters = {
         name: load_adapter(_adapter_file(path), config, loaded.digest)
         for name, path in settings.adapter_paths().items()
     }
     digests = {"": "", **{name: adapter.digest for name, adapter in adapters.items()}}
+    # Keys and values depend on how weights and activations were rounded.
+    mode = loaded.numerics or REFERENCE_MODE
     num_blocks = resolve_num_blocks(settings, config)
     limit = settings.max_context or config.max_positions
     return ServedModel(
         version=f"{settings.model_name}@{loaded.digest[:VERSION_DIGITS]}",
-        model=Transformer(config, weights, experts),
-        kv=PagedKv(config, num_blocks, settings.block_size),
+        model=make_decoder(config, weights, experts, loaded.compute),
+        kv=PagedKv(config, num_blocks, settings.block_size, DTYPES[settings.kv_dtype]),
         tokenizer=tokenizer,
         adapters=adapters,
         kv_digests={
-            name: config_digest(loaded.digest, digest, DTYPE, settings.block_size, COMPUTE_MODE)
+            name: config_digest(loaded.digest, digest, settings.kv_dtype, settings.block_size, mode)
             for name, digest in digests.items()
         },
         max_context=min(limit, config.max_positions, num_blocks * settings.block_size),
@@ -89,12 +91,12 @@ def resolve_num_blocks(settings: AttentionSettings, config: ModelConfig) -> int:
     """Return the number of KV blocks: as set, or what fits the memory set for them."""
     if settings.num_blocks:
         return settings.num_blocks
-    token_bytes = config.num_layers * 2 * config.num_kv_heads * config.head_dim * DTYPE_BYTES
-    num_blocks = (settings.kv_memory_mib << 20) // (token_bytes * settings.block_size)
+    size_bytes = block_bytes(config, settings.block_size, DTYPES[settings.kv_dtype])
+    num_blocks = (settings.kv_memory_mib << 20) // size_bytes
     if num_blocks == 0:
         raise FailedPrecondition(
-            f"{settings.kv_memory_mib} MiB hold no KV block of {settings.block_size} tokens at"
-            f" {token_bytes} bytes a token; raise UNDERSTUDY_ATTENTION_KV_MEMORY_MIB."
+            f"{settings.kv_memory_mib} MiB hold no KV block of {settings.block_size} tokens, which"
+            f" takes {size_bytes} bytes; raise UNDERSTUDY_ATTENTION_KV_MEMORY_MIB."
         )
     return num_blocks
 
@@ -119,5 +121,3 @@ def _adapter_file(path: Path) -> Path:
     return files[0]
 
 
-def _is_remote(name: str) -> bool:
-    return ".mlp." in name or ".block_sparse_moe.experts." in name

@@ -25,9 +25,32 @@ class EngineMetrics:
             "Sequences that ended, by finish or error reason.",
             labels=("reason",),
         )
-        self.preemptions = make.counter("preemptions", "Sequences that gave their blocks back.")
+        self.preemptions = make.counter(
+            "preemptions",
+            "Sequences that gave their blocks back, by how their KV returns (recompute or swap).",
+            labels=("how",),
+        )
+        self.deferrals = make.counter(
+            "deferrals", "Sequences that waited for a prefix which another was computing."
+        )
+        self.refusals = make.counter(
+            "refusals",
+            "Sequences refused on arrival (queue or deadline), by class.",
+            labels=("cause", "priority"),
+        )
+        self.scheduled_tokens = make.counter(
+            "scheduled_tokens", "Positions computed, by class.", labels=("priority",)
+        )
+        self.queue_seconds = make.histogram(
+            "queue", "Time from submission to the first forward, by class.", labels=("priority",)
+        )
         self.running_sequences = make.gauge("running_sequences", "Sequences that hold blocks.")
         self.waiting_sequences = make.gauge("waiting_sequences", "Sequences waiting for blocks.")
+        self.waiting_by_priority = make.gauge(
+            "waiting_by_priority", "Sequences waiting for blocks, by class.", labels=("priority",)
+        )
+        self.tenants = make.gauge("tenants", "Tenants with live sequences, once per class.")
+        self.held_blocks = make.gauge("held_blocks", "KV blocks held for waiting sequences.")
         self.free_blocks = make.gauge("free_blocks", "KV blocks that no sequence holds.")
 
 

@@ -42,6 +42,29 @@ def is_fetch_faster(
     return fetch_s * HEADROOM < num_tokens / prefill_tokens_per_s
 
 
+def is_swap_faster(
+    num_tokens: int,
+    size_bytes: int,
+    *,
+    prefill_tokens_per_s: float | None,
+    fetch_bytes_per_s: float | None,
+    write_bytes_per_s: float | None,
+    round_trip_s: float,
+) -> bool:
+    """Return whether writing KV out now and fetching it later takes less time than computing it.
+
+    What has not been measured yet counts as fast enough: a swap is how it gets measured.
+    """
+    write_s = 0.0 if write_bytes_per_s is None else size_bytes / write_bytes_per_s
+    return is_fetch_faster(
+        num_tokens,
+        size_bytes,
+        prefill_tokens_per_s=prefill_tokens_per_s,
+        fetch_bytes_per_s=fetch_bytes_per_s,
+        round_trip_s=round_trip_s + write_s,
+    )
+
+
 @dataclass(slots=True)
 class Breaker:
     """Stops asking a dependency that keeps failing; after `rest_s` it is tried again."""

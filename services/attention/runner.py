@@ -16,20 +16,20 @@ from services.attention.core import Choice
 from services.attention.scheduler import ScheduledChunk
 from services.attention.sequence import PackedMask
 from understudy.model.adapter import Adapter, AdapterBatch
-from understudy.model.paged import PagedContext, PagedKv, PagedSequence
-from understudy.model.sampling import SamplingParams, sample
-from understudy.model.transformer import Transformer
+from understudy.model.decoder import Decoder
+from understudy.model.paged import PagedKv, PagedSequence
+from understudy.model.sampling import SamplingParams
 
 WORD_BITS: Final = 32
 LEAST_ALLOWED_MASS: Final = 1e-7
 
 
 class ModelRunner:
-    """`Runner` and `BlockContents` over a transformer and its paged KV."""
+    """`Runner` and `BlockContents` over a decoder and its paged KV."""
 
     def __init__(
         self,
-        model: Transformer,
+        model: Decoder,
         kv: PagedKv,
         adapters: Mapping[str, Adapter],
         num_tokens: int,
@@ -66,27 +66,16 @@ class ModelRunner:
 
     def _forward(self, chunks: Sequence[ScheduledChunk]) -> Tensor:
         tokens: list[int] = []
-        positions: list[int] = []
         adapters: list[Adapter | None] = []
+        paged: list[PagedSequence] = []
         for chunk in chunks:
             sequence, start = chunk.sequence, chunk.sequence.num_computed
-            stop = start + chunk.num_tokens
-            tokens.extend(sequence.tokens[start:stop])
-            positions.extend(range(start, stop))
+            tokens.extend(sequence.tokens[start : start + chunk.num_tokens])
             adapter = self._adapters.get(sequence.submission.adapter)
             adapters.extend([adapter] * chunk.num_tokens)
-        context = PagedContext(
-            self._kv,
-            [
-                PagedSequence(c.sequence.blocks, c.sequence.num_computed, c.num_tokens)
-                for c in chunks
-            ],
-        )
-        return self._model.forward(
-            torch.tensor(tokens),
-            torch.tensor(positions),
-            context,
-            AdapterBatch.of_rows(adapters),
+            paged.append(PagedSequence(sequence.blocks, start, chunk.num_tokens))
+        return self._model.advance(
+            torch.tensor(tokens), self._kv, paged, AdapterBatch.of_rows(adapters)
         )
 
     def _last_rows(self, chunks: Sequence[ScheduledChunk], hidden: Tensor) -> Tensor:
@@ -103,7 +92,7 @@ class ModelRunner:
             return []
         sequences = [chunk.sequence for chunk in chunks]
         params = [sequence.submission.params for sequence in sequences]
-        sampled = sample(
+        sampled = self._model.sample(
             self._model.logits(hidden)[:, : self._num_tokens],
             [SamplingParams(p.temperature, p.top_k, p.top_p) for p in params],
             [p.seed for p in params],

@@ -1,36 +1,37 @@
-"""Decides what the next step computes: continuous batching under a token budget.
+"""Decides what the next step computes: continuous batching under a constant token budget.
 
 Decodes go first, one token each plus whatever the grammar forced; chunks of prompts fill the rest
-of the budget, so a long prompt slows running answers by a bounded amount (SplitFuse,
-DeepSpeed-FastGen, arXiv 2401.08671). A prompt is admitted when all its blocks fit and one block is
-left for every running sequence. When a running sequence cannot grow, the youngest running sequence
-gives its blocks back and is recomputed later; its sealed blocks often still serve it then.
+of the budget exactly, so a long prompt slows running answers by a bounded amount (Dynamic
+SplitFuse, DeepSpeed-FastGen, arXiv 2401.08671). The budget is a constant, and a smaller constant
+in steps in which somebody waits for tokens: a prompt that delays nobody goes in large chunks.
+Classes go in order of urgency; sequences of batch priority get at most their share of a step in
+which others are live, so they fill gaps and delay nobody by more than that share. A class whose
+next sequence finds no room holds back the less urgent ones. A running sequence that got nothing
+for `MAX_STALLED_STEPS` steps is served first, with a fraction of the budget; `waiting` sees to it
+that nobody waits for ever to run.
 
 Pure bookkeeping: no tensors, no clock, no threads. The engine thread is its only caller.
 """
 
-from bisect import insort
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from typing import Final
 
 from services.attention.blocks import BlockManager
-from services.attention.sequence import Phase, Sequence, SequenceKey
+from services.attention.fairness import DECODE_WEIGHT, TenantCounters
+from services.attention.filling import ScheduledChunk, StepPlan
+from services.attention.forecast import Backlog, Outlook, outlook
+from services.attention.preemption import Preemption
+from services.attention.residency import Admission, NextHash, Residency
+from services.attention.sequence import Phase, Priority, Sequence, SequenceKey
 from understudy.errors import ResourceExhausted
 
-NextHash = Callable[[Sequence, int], bytes]
+__all__ = ["ScheduledChunk", "Scheduler"]
 
-
-@dataclass(frozen=True, slots=True)
-class ScheduledChunk:
-    """The next `num_tokens` tokens of a sequence."""
-
-    sequence: Sequence
-    num_tokens: int
-
-    @property
-    def is_sampling(self) -> bool:
-        """Whether the step produces this sequence's next token."""
-        return self.num_tokens == self.sequence.num_pending
+MAX_STALLED_STEPS: Final = 16
+STALLED_SHARE: Final = 8
+"""The part of a step, one in so many tokens, that a stalled sequence gets."""
+BATCH_QUEUE_SHARE: Final = 2
+"""The part of the queue, one in so many places, that batch priority may fill."""
 
 
 class Scheduler:
@@ -44,72 +45,121 @@ class Scheduler:
         max_sequences: int,
         max_waiting: int,
         next_hash: NextHash,
+        batch_share: float = 0.25,
+        mixed_budget: int = 0,
     ) -> None:
-        """`next_hash(sequence, index)` names full block `index` of a sequence that shares KV."""
+        """`next_hash(sequence, index)` names full block `index` of a sequence that shares KV.
+
+        `batch_share` is the part of a step that batch priority gets while others are live;
+        `mixed_budget` replaces `token_budget` in steps that decode for others; 0 changes nothing.
+        """
         self.blocks = blocks
         self._token_budget = token_budget
-        self._max_sequences = max_sequences
+        self._mixed_budget = min(mixed_budget or token_budget, token_budget)
+        self._batch_share = batch_share
         self._max_waiting = max_waiting
-        self._next_hash = next_hash
+        self._counters = {priority: TenantCounters() for priority in Priority}
         self._sequences: dict[SequenceKey, Sequence] = {}
-        self._waiting: list[Sequence] = []
-        self._running: list[Sequence] = []
-        self.num_preemptions = 0
+        self._residency = Residency(
+            blocks, self._counters, max_sequences=max_sequences, next_hash=next_hash
+        )
+        self._awaiting: set[SequenceKey] = set()
+        self.num_deferrals = 0
 
     @property
     def num_running(self) -> int:
         """Sequences that hold blocks."""
-        return len(self._running)
+        return len(self._residency.running)
 
     @property
     def num_waiting(self) -> int:
         """Sequences that wait for blocks or for their KV to arrive."""
-        return len(self._sequences) - len(self._running)
+        return len(self._sequences) - self.num_running
+
+    @property
+    def num_held_blocks(self) -> int:
+        """Blocks that are kept for waiting sequences."""
+        return len(self._residency.held)
+
+    @property
+    def num_backlog_tokens(self) -> int:
+        """Prompt tokens that live sequences still have to have computed."""
+        return sum(backlog.num_tokens for backlog in self._backlog())
+
+    @property
+    def num_tenants(self) -> int:
+        """Tenants with live sequences, counted once per class."""
+        return sum(counters.num_present for counters in self._counters.values())
 
     @property
     def is_idle(self) -> bool:
         """Whether no sequence could be computed now."""
-        return not self._running and not self._waiting
+        return not self._residency.running and not len(self._residency.line)
+
+    def num_waiting_of(self, priority: Priority) -> int:
+        """Return how many sequences of a class wait for blocks."""
+        return self._residency.line.count(priority)
 
     def sequences(self) -> list[Sequence]:
         """Return every live sequence in order of arrival."""
-        return sorted(self._sequences.values(), key=_arrival)
+        return sorted(self._sequences.values(), key=lambda sequence: sequence.arrival)
 
     def get(self, key: SequenceKey) -> Sequence | None:
         """Return a live sequence."""
         return self._sequences.get(key)
 
-    def check_room(self) -> None:
-        """Raise ResourceExhausted when the queue is full."""
-        if self.num_waiting >= self._max_waiting:
+    def check_room(
+        self, priority: Priority = Priority.STANDARD, retry_after_s: float = 1.0
+    ) -> None:
+        """Raise ResourceExhausted when the queue is full, for batch priority when half full."""
+        share = BATCH_QUEUE_SHARE if priority is Priority.BATCH else 1
+        if self.num_waiting >= -(-self._max_waiting // share):
             raise ResourceExhausted(
                 f"{self.num_waiting} sequences wait already and {self.blocks.num_free} of "
-                f"{self.blocks.num_blocks} blocks are free; try again in a second.",
+                f"{self.blocks.num_blocks} blocks are free; try again in {retry_after_s:.3g} s.",
                 {"reason": "no free blocks", "num_waiting": str(self.num_waiting)},
+                retry_after_s=retry_after_s,
             )
+
+    def outlook(self, sequence: Sequence, num_outputs: int) -> Outlook:
+        """Return what has to be computed before a new sequence can have so many outputs."""
+        own = self._residency.num_uncached(sequence)
+        return outlook(
+            Backlog(sequence.priority, sequence.tenant, own, is_running=False),
+            self._backlog(),
+            num_outputs=num_outputs,
+            token_budget=self._token_budget,
+        )
 
     def add(self, sequence: Sequence, *, is_loading: bool) -> None:
         """Take in a sequence; a loading one is computed only after `end_loading`."""
         self._sequences[sequence.key] = sequence
+        self._counters[sequence.priority].arrive(sequence.tenant)
         if is_loading:
             sequence.phase = Phase.LOADING
+            sequence.num_uncached = self._residency.num_uncached(sequence)
+            self._residency.promises.make(sequence, self.prefix_hashes(sequence))
         else:
-            self._wait(sequence)
+            self._residency.wait(sequence)
 
     def end_loading(self, sequence: Sequence) -> None:
         """Let a loading sequence be computed."""
         if sequence.phase is Phase.LOADING:
-            self._wait(sequence)
+            self._residency.promises.withdraw(sequence)
+            self._residency.wait(sequence)
 
     def end(self, sequence: Sequence) -> None:
         """Forget a sequence and free its blocks at once."""
         del self._sequences[sequence.key]
+        self._awaiting.discard(sequence.key)
         if sequence.phase is Phase.WAITING:
-            self._waiting.remove(sequence)
+            self._residency.quit_line(sequence)
         elif sequence.phase is Phase.RUNNING:
-            self._running.remove(sequence)
-            self._free(sequence)
+            self._residency.free(sequence)
+        else:
+            self._residency.promises.withdraw(sequence)
         sequence.phase = Phase.ENDED
+        self._counters[sequence.priority].leave(sequence.tenant)
 
     def expired(self, now_s: float) -> list[Sequence]:
         """Return the live sequences whose deadline has passed."""
@@ -121,124 +171,129 @@ class Scheduler:
 
     def schedule(self) -> list[ScheduledChunk]:
         """Return the chunks of the next step; every one has its blocks."""
-        budget = self._token_budget
-        chunks: list[ScheduledChunk] = []
-        for sequence in self._candidates():
-            if budget == 0:
-                break
-            count = min(sequence.num_pending, budget)
-            if self._grow(sequence, count):
-                chunks.append(ScheduledChunk(sequence, count))
-                budget -= count
-        while budget > 0 and (admitted := self._admit_next()) is not None:
-            count = min(admitted.num_pending, budget)
-            chunks.append(ScheduledChunk(admitted, count))
-            budget -= count
-        return chunks
+        decoding = self._running(is_decoding=True)
+        is_mixed = any(sequence.priority < Priority.BATCH for sequence in decoding)
+        budget = self._mixed_budget if is_mixed else self._token_budget
+        plan = StepPlan(budget, self._batch_budget(budget))
+        self._serve_stalled(plan, budget)
+        for sequence in decoding:
+            self._serve(plan, sequence, plan.room(sequence.priority))
+        is_held_up = self._admit_overdue(plan)
+        for priority in Priority:
+            for sequence in self._running(is_decoding=False):
+                if sequence.priority is priority:
+                    self._serve(plan, sequence, plan.room(priority))
+            is_held_up = is_held_up or self._admit(plan, priority)
+        self._note_stalls(plan)
+        return plan.chunks
+
+    def take_preemptions(self) -> list[Preemption]:
+        """Return who was preempted since the last call; their blocks may be overwritten soon."""
+        return self._residency.take_preemptions()
+
+    def take_reloads(self) -> list[Sequence]:
+        """Return the sequences, loading now, whose KV is to be fetched from the kvstore again."""
+        return self._residency.take_reloads()
 
     def advance(self, chunk: ScheduledChunk) -> None:
         """Record that a chunk was computed; seals the blocks it filled when KV is shared."""
         sequence = chunk.sequence
+        if sequence.is_decoding:
+            served = DECODE_WEIGHT * chunk.num_tokens
+            self._counters[sequence.priority].charge(sequence.tenant, served)
         sequence.num_computed += chunk.num_tokens
         sequence.computed_positions += chunk.num_tokens
-        if not sequence.submission.kv_root:
-            return
-        for index in range(sequence.num_sealed, sequence.num_computed // self.blocks.block_size):
-            self.blocks.seal(sequence.blocks[index], self._hash(sequence, index))
-            sequence.num_sealed = index + 1
+        self._residency.seal(sequence)
 
     def prefix_hashes(self, sequence: Sequence) -> list[bytes]:
         """Return the hashes of the full blocks that may be reused: never the last token."""
-        if not sequence.submission.kv_root:
-            return []
-        num_full = (len(sequence.tokens) - 1) // self.blocks.block_size
-        return [self._hash(sequence, index) for index in range(num_full)]
+        return self._residency.prefix_hashes(sequence)
+
+    def is_on_its_way(self, sequence: Sequence) -> bool:
+        """Return whether another sequence is about to seal all of a new one's reusable prefix."""
+        hashes = self.prefix_hashes(sequence)
+        return bool(hashes) and self._residency.promises.maker(hashes[-1]) is not None
 
     def check_integrity(self) -> None:
-        """Assert that blocks and sequences agree."""
-        self.blocks.check_integrity(sequence.blocks for sequence in self._running)
-        idle = (s for s in self._sequences.values() if s.phase is not Phase.RUNNING)
-        assert not any(sequence.blocks for sequence in idle), "A waiting sequence holds blocks."
+        """Assert that blocks, line, promises and sequences agree, and that nothing leaks."""
+        residency = self._residency
+        self.blocks.check_integrity([*(s.blocks for s in residency.running), residency.held.table])
+        by_phase: dict[Phase, set[SequenceKey]] = {phase: set() for phase in Phase}
+        for sequence in self._sequences.values():
+            by_phase[sequence.phase].add(sequence.key)
+            assert sequence.phase is Phase.RUNNING or not sequence.blocks, "Blocks of an idle one."
+        assert by_phase[Phase.RUNNING] == {s.key for s in residency.running}, "Running differs."
+        assert by_phase[Phase.WAITING] == {s.key for s in residency.line}, "The line differs."
+        if not by_phase[Phase.WAITING]:
+            assert not len(residency.line.demand), "Prefixes are demanded by nobody."
+            assert not len(residency.held), "Blocks are held for nobody."
+        if not self._sequences:
+            assert self.blocks.num_free == self.blocks.num_blocks, "Blocks have leaked."
+            assert not len(residency.promises), "Promises are left of ended sequences."
+            assert self.num_tenants == 0, "Tenants are present without a sequence."
 
-    def _hash(self, sequence: Sequence, index: int) -> bytes:
-        while len(sequence.hashes) <= index:
-            sequence.hashes.append(self._next_hash(sequence, len(sequence.hashes)))
-        return sequence.hashes[index]
+    def _backlog(self) -> Iterator[Backlog]:
+        for sequence in self._sequences.values():
+            is_running = sequence.phase is Phase.RUNNING
+            num_left = max(0, sequence.prefill_target - sequence.num_computed)
+            num_tokens = num_left if is_running else sequence.num_uncached
+            if num_tokens:
+                yield Backlog(sequence.priority, sequence.tenant, num_tokens, is_running)
 
-    def _candidates(self) -> Iterator[Sequence]:
-        decoding = [sequence for sequence in self._running if sequence.is_decoding]
-        prefilling = [sequence for sequence in self._running if not sequence.is_decoding]
-        for sequence in (*decoding, *prefilling):
-            if sequence.phase is Phase.RUNNING:  # an earlier one may have preempted it
-                yield sequence
+    def _batch_budget(self, budget: int) -> int:
+        live = (*self._residency.running, *self._residency.line)
+        if all(sequence.priority is Priority.BATCH for sequence in live):
+            return budget
+        return max(1, int(budget * self._batch_share))
 
-    def _grow(self, sequence: Sequence, count: int) -> bool:
-        needed = self.blocks.blocks_for(sequence.num_computed + count) - len(sequence.blocks)
-        while needed > 0:
-            granted = self.blocks.allocate(needed)
-            if granted is not None:
-                sequence.blocks.extend(granted)
-                break
-            victim = self._running[-1]
-            self._preempt(victim)
-            if victim is sequence:
+    def _running(self, *, is_decoding: bool) -> list[Sequence]:
+        by_urgency = sorted(self._residency.running, key=lambda s: (s.priority, s.arrival))
+        return [sequence for sequence in by_urgency if sequence.is_decoding is is_decoding]
+
+    def _serve(self, plan: StepPlan, sequence: Sequence, room: int) -> None:
+        if sequence.phase is not Phase.RUNNING or sequence in plan:
+            return  # an earlier one has preempted it, or it was served as stalled
+        count = min(sequence.num_pending, room)
+        if count and self._residency.grow(plan, sequence, count):
+            plan.add(sequence, count)
+
+    def _serve_stalled(self, plan: StepPlan, budget: int) -> None:
+        running = self._residency.running
+        longest = max(running, key=lambda sequence: sequence.num_stalled, default=None)
+        if longest is not None and longest.num_stalled >= MAX_STALLED_STEPS:
+            self._serve(plan, longest, max(1, budget // STALLED_SHARE))
+
+    def _note_stalls(self, plan: StepPlan) -> None:
+        for sequence in self._residency.running:
+            sequence.num_stalled = 0 if sequence in plan else sequence.num_stalled + 1
+
+    def _admit_overdue(self, plan: StepPlan) -> bool:
+        """Admit who waited for too long; return whether everyone has to wait for its room."""
+        sequence = self._residency.line.overdue()
+        if sequence is None or plan.room(sequence.priority) == 0:
+            return False
+        return self._try(plan, sequence) is Admission.NO_ROOM
+
+    def _admit(self, plan: StepPlan, priority: Priority) -> bool:
+        """Admit from one class; return whether its next sequence waits for room."""
+        skipped: set[SequenceKey] = set()
+        while plan.room(priority) > 0:
+            sequence = self._residency.line.next(priority, skipped)
+            if sequence is None:
                 return False
-        return True
+            admission = self._try(plan, sequence)
+            if admission is Admission.NO_ROOM:
+                return True
+            if admission is Admission.AWAITS_PREFIX:
+                skipped.add(sequence.key)
+        return False
 
-    def _preempt(self, sequence: Sequence) -> None:
-        self.num_preemptions += 1
-        self._running.remove(sequence)
-        self._free(sequence)
-        sequence.num_computed = 0
-        sequence.num_sealed = 0
-        self._wait(sequence)
-
-    def _free(self, sequence: Sequence) -> None:
-        self.blocks.release(sequence.blocks)
-        sequence.blocks = []
-
-    def _wait(self, sequence: Sequence) -> None:
-        sequence.phase = Phase.WAITING
-        insort(self._waiting, sequence, key=_arrival)
-
-    def _admit_next(self) -> Sequence | None:
-        if not self._waiting or len(self._running) >= self._max_sequences:
-            return None
-        sequence = self._waiting[0]
-        matched = self.blocks.match(self.prefix_hashes(sequence))
-        num_new = self.blocks.blocks_for(len(sequence.tokens)) - len(matched)
-        needed = num_new + self.blocks.num_idle(matched) + len(self._running)
-        if needed > self.blocks.num_free:
-            return None
-        self.blocks.acquire(matched)
-        granted = self.blocks.allocate(num_new)
-        assert granted is not None, "Free blocks were counted a line ago."
-        sequence.blocks = [*matched, *granted]
-        self._start(sequence, len(matched))
-        return sequence
-
-    def _start(self, sequence: Sequence, num_matched: int) -> None:
-        del self._waiting[0]
-        sequence.phase = Phase.RUNNING
-        sequence.num_sealed = num_matched
-        sequence.num_computed = num_matched * self.blocks.block_size
-        sequence.prefill_target = len(sequence.tokens)
-        self._count_cached(sequence, num_matched)
-        insort(self._running, sequence, key=_arrival)
-
-    def _count_cached(self, sequence: Sequence, num_matched: int) -> None:
-        if sequence.is_admitted_once:  # a recomputed sequence has counted its prompt already
-            return
-        sequence.is_admitted_once = True
-        loaded_end = sequence.num_local_blocks + sequence.num_loaded_blocks
-        num_remote = max(0, min(num_matched, loaded_end) - sequence.num_local_blocks)
-        num_local = num_matched - num_remote  # blocks that another sequence sealed meanwhile too
-        block_size, num_prompt = self.blocks.block_size, sequence.submission.num_prompt_tokens
-        sequence.local_cached_tokens = min(num_local * block_size, num_prompt)
-        sequence.remote_cached_tokens = min(
-            num_remote * block_size, num_prompt - sequence.local_cached_tokens
-        )
-
-
-def _arrival(sequence: Sequence) -> int:
-    return sequence.arrival
+    def _try(self, plan: StepPlan, sequence: Sequence) -> Admission:
+        admission = self._residency.try_admit(plan, sequence)
+        if admission is Admission.ADMITTED:
+            self._awaiting.discard(sequence.key)
+            plan.add(sequence, min(sequence.num_pending, plan.room(sequence.priority)))
+        elif admission is Admission.AWAITS_PREFIX and sequence.key not in self._awaiting:
+            self._awaiting.add(sequence.key)
+            self.num_deferrals += 1
+        return admission

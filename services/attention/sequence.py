@@ -5,7 +5,7 @@ by the engine thread from submission to its end.
 """
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, IntEnum
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -19,6 +19,14 @@ class SequenceKey(NamedTuple):
 
     session_id: int
     sequence_id: int
+
+
+class Priority(IntEnum):
+    """How urgent a sequence is; the smaller value goes first."""
+
+    INTERACTIVE = 0
+    STANDARD = 1
+    BATCH = 2
 
 
 class Matcher(Protocol):
@@ -90,6 +98,7 @@ class Submission:
     kv_root: bytes = b""
     tenant: str = ""
     traceparent: str = ""
+    priority: Priority = Priority.STANDARD
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -112,6 +121,9 @@ class Sequence:
     `tokens` are all tokens known so far, computed or not; the KV of the first `num_computed` of
     them is in `blocks`. `hashes` are the chain hashes of full blocks known so far, of which the
     first `num_sealed` blocks are sealed. `prefill_target` is where its present prefill ends.
+    `num_stalled` steps in a row gave it nothing while it ran; it first waited at the worker's
+    admission number `waiting_since`; `num_uncached` is the prefill it was thought to need when it
+    began to wait. `num_swapped` blocks of it went to the kvstore when it was preempted.
     """
 
     __slots__ = (
@@ -125,15 +137,22 @@ class Sequence:
         "num_computed",
         "num_loaded_blocks",
         "num_local_blocks",
+        "num_preemptions",
         "num_sealed",
+        "num_stalled",
+        "num_swapped",
+        "num_uncached",
         "phase",
         "prefill_target",
         "remote_cached_tokens",
         "submission",
+        "submitted_s",
         "tokens",
+        "waiting_since",
     )
 
-    def __init__(self, submission: Submission, arrival: int) -> None:
+    def __init__(self, submission: Submission, arrival: int, submitted_s: float = 0.0) -> None:
+        """`arrival` counts the sequences of the worker; `submitted_s` is on the monotonic clock."""
         self.submission = submission
         self.arrival = arrival
         self.tokens = list(submission.tokens)
@@ -150,11 +169,27 @@ class Sequence:
         self.local_cached_tokens = 0
         self.remote_cached_tokens = 0
         self.computed_positions = 0
+        self.num_preemptions = 0
+        self.num_stalled = 0
+        self.num_swapped = 0
+        self.num_uncached = 0
+        self.waiting_since: int | None = None
+        self.submitted_s = submitted_s
 
     @property
     def key(self) -> SequenceKey:
         """The sequence's name within the worker."""
         return self.submission.key
+
+    @property
+    def priority(self) -> Priority:
+        """How urgent it is."""
+        return self.submission.priority
+
+    @property
+    def tenant(self) -> str:
+        """Whose it is; sequences without a tenant count as one tenant's."""
+        return self.submission.tenant
 
     @property
     def num_pending(self) -> int:

@@ -10,7 +10,13 @@ import grpc
 
 from services.attention import sessions
 from services.attention.outputs import Failed, Finished, StepOutput, TokenRun
-from services.attention.sequence import DecodingParams, FinishReason, SequenceKey, Submission
+from services.attention.sequence import (
+    DecodingParams,
+    FinishReason,
+    Priority,
+    SequenceKey,
+    Submission,
+)
 from services.attention.worker import AttentionWorker
 from understudy.api.attention.v1 import attention_pb2, attention_pb2_grpc
 from understudy.api.types.v1 import types_pb2
@@ -32,6 +38,12 @@ _FINISH_REASONS: Final = {
 _GRAMMAR_KINDS: Final[dict[int, GrammarKind]] = {
     types_pb2.Grammar.KIND_LARK: "lark",
     types_pb2.Grammar.KIND_JSON_SCHEMA: "json_schema",
+}
+_PRIORITIES: Final[dict[int, Priority]] = {
+    types_pb2.PRIORITY_UNSPECIFIED: Priority.STANDARD,
+    types_pb2.PRIORITY_INTERACTIVE: Priority.INTERACTIVE,
+    types_pb2.PRIORITY_STANDARD: Priority.STANDARD,
+    types_pb2.PRIORITY_BATCH: Priority.BATCH,
 }
 
 Requests = AsyncIterator[attention_pb2.SessionRequest]
@@ -126,7 +138,14 @@ class AttentionServicer(attention_pb2_grpc.AttentionServiceServicer):
 
 
 def to_submission(key: SequenceKey, submit: attention_pb2.Submit, max_context: int) -> Submission:
-    """Return the domain form of a submit; its values are checked by `admission`."""
+    """Return the domain form of a submit; its values are checked by `admission`.
+
+    Raises InvalidArgument for a priority that this worker does not know.
+    """
+    if submit.priority not in _PRIORITIES:
+        raise InvalidArgument(
+            f"The priority {submit.priority} is not known to this worker.", {"field": "priority"}
+        )
     sampling = submit.sampling
     time_left_s = MAX_SEQUENCE_S
     if submit.HasField("time_left"):
@@ -150,6 +169,7 @@ def to_submission(key: SequenceKey, submit: attention_pb2.Submit, max_context: i
         kv_root=submit.kv_root,
         tenant=submit.tenant,
         traceparent=submit.traceparent,
+        priority=_PRIORITIES[submit.priority],
     )
 
 

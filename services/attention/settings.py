@@ -24,12 +24,30 @@ class AttentionSettings:
     """LoRA adapters that requests may name, each as `name=path`."""
     tokenizer: str = "auto"
     """A `tokenizer.json`; `auto` takes the one beside the weights, or the one inside the GGUF."""
+    compute: Literal["exact", "fast", "reference"] = "exact"
+    """Arithmetic: `exact` multiplies float32 by weights in the file's own format, `fast` rounds
+    activations to int8 before they meet quantised weights, `reference` is plain torch over expanded
+    weights and serves where kernels cannot be compiled. With `remote` feed-forwards the expert
+    workers' must be the same. Decision 0008 tells what each promises."""
+    weights_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type that matrices of 32 bits are kept in; with `remote` feed-forwards the expert workers'
+    must be the same. 16 bits halve the memory, sums are of float32 either way. Quantised matrices
+    keep their format, except for `reference`."""
+    kv_dtype: Literal["float32", "bfloat16", "float16", "int8"] = "float32"
+    """Type that keys and values are cached in; int8 has a scale per token and head."""
     token_budget: int = 256
-    """Positions computed per step, at most: bounds how long a prompt holds up running answers."""
+    """Positions computed per step, at most: larger chunks of a prompt are computed faster."""
+    mixed_token_budget: int = 64
+    """Positions computed per step while answers run, at most: bounds the time between their
+    tokens while a prompt arrives. `benchmarks.scheduling` measures what it costs and gains."""
+    batch_share: float = 0.25
+    """Part of a step that sequences of batch priority get while others are live, (0, 1]: bounds
+    how much longer they make a step. Alone they get all of it."""
     max_sequences: int = 32
     """Sequences running at once, at most."""
     max_waiting: int = 256
-    """Sequences waiting, at most; beyond it requests are refused with a retry delay."""
+    """Sequences waiting, at most; beyond it requests are refused with a retry delay, those of
+    batch priority beyond half of it."""
     block_size: int = 16
     """Tokens per KV block, which is also the chunk of the kvstore."""
     num_blocks: int = 0
@@ -58,6 +76,7 @@ class AttentionSettings:
     def __post_init__(self) -> None:
         for field, value, least in (
             ("TOKEN_BUDGET", self.token_budget, 1),
+            ("MIXED_TOKEN_BUDGET", self.mixed_token_budget, 1),
             ("MAX_SEQUENCES", self.max_sequences, 1),
             ("MAX_WAITING", self.max_waiting, 1),
             ("BLOCK_SIZE", self.block_size, 1),
@@ -72,6 +91,10 @@ class AttentionSettings:
         ):
             if not value >= least:
                 raise SettingsError(f"{PREFIX}{field} is {value:g}; the least is {least:g}.")
+        if not 0.0 < self.batch_share <= 1.0:
+            raise SettingsError(
+                f"{PREFIX}BATCH_SHARE is {self.batch_share:g}; it is above 0 and at most 1."
+            )
         if self.ffn == "remote" and not self.placement:
             raise SettingsError(
                 f"{PREFIX}FFN is remote, so {PREFIX}PLACEMENT must name the controller's address."

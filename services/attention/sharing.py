@@ -12,6 +12,7 @@ from typing import Final, Protocol
 
 from services.attention import sequence as sequences
 from services.attention.blocks import BlockManager
+from services.attention.preemption import Preemption
 from understudy.chunks import Chunk, chain_root, next_hash
 from understudy.errors import FailedPrecondition
 
@@ -54,6 +55,10 @@ class KvTier(Protocol):
 
     def is_worth_loading(self, num_tokens: int, size_bytes: int) -> bool:
         """Return whether fetching this many tokens beats recomputing them."""
+        ...
+
+    def is_worth_swapping(self, num_tokens: int, size_bytes: int) -> bool:
+        """Return whether writing this now and fetching it later beats recomputing it."""
         ...
 
     def load(self, chain: Chain, block_bytes: int, on_loaded: OnLoaded) -> None:
@@ -113,6 +118,10 @@ class TouchFilter:
         if len(self._touches) > self._max_touched:
             self._touches.popitem(last=False)
         return count == self._threshold
+
+    def is_stored(self, chain_hash: bytes) -> bool:
+        """Return whether this chunk was written, or came from the store."""
+        return self._touches.get(chain_hash, 0) >= self._threshold
 
     def mark_stored(self, chain_hash: bytes) -> None:
         """Remember that the store has this chunk."""
@@ -194,18 +203,38 @@ class Sharing:
         size_bytes = len(wanted) * self._contents.block_bytes
         if not wanted or not self._tier.has_room(size_bytes):
             return
-        chunks = [self._chunk(sequence, index) for index in reversed(wanted)]
+        chunks = [self._chunk(sequence, index, sequence.blocks) for index in reversed(wanted)]
         self._tier.store(sequence.submission.tenant, traceparent, chunks)
+
+    def swap_out(self, preemption: Preemption, traceparent: str) -> int:
+        """Write the KV of a preempted sequence when that beats recomputing it.
+
+        Returns how many blocks from its head it may be fetched from the store later; must be
+        called before the next forward overwrites them.
+        """
+        sequence, num_sealed = preemption.sequence, preemption.num_sealed
+        num_tokens = num_sealed * self._blocks.block_size
+        if num_tokens < max(1, self._min_tokens):
+            return 0
+        if not self._tier.is_worth_swapping(num_tokens, num_sealed * self._contents.block_bytes):
+            return 0
+        wanted = [i for i in range(num_sealed) if not self._touches.is_stored(sequence.hashes[i])]
+        chunks = [self._chunk(sequence, index, preemption.blocks) for index in reversed(wanted)]
+        for index in wanted:
+            self._touches.mark_stored(sequence.hashes[index])
+        if chunks:
+            self._tier.store(sequence.submission.tenant, traceparent, chunks)
+        return num_sealed
 
     def note_prefill(self, num_tokens: int, duration_s: float) -> None:
         """Tell the tier how long a step of prompt chunks took."""
         self._tier.note_prefill(num_tokens, duration_s)
 
-    def _chunk(self, sequence: sequences.Sequence, index: int) -> Chunk:
+    def _chunk(self, sequence: sequences.Sequence, index: int, blocks: Sequence[int]) -> Chunk:
         return Chunk(
             config_digest=self._keys.digest(sequence),
             hash=sequence.hashes[index],
             parent=self._keys.parent(sequence, index),
             num_tokens=self._blocks.block_size,
-            payload=self._contents.export_block(sequence.blocks[index]),
+            payload=self._contents.export_block(blocks[index]),
         )

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Final, Protocol
 
 from services.attention.metrics import TierMetrics
-from services.attention.rates import Breaker, Rate, is_fetch_faster
+from services.attention.rates import Breaker, Rate, is_fetch_faster, is_swap_faster
 from services.attention.sharing import Chain, OnLoaded, Payloads
 from understudy.chunks import Chunk, Mismatch, decode_chunk
 from understudy.errors import UnderstudyError
@@ -60,6 +60,7 @@ class StoreTier:
         self._breaker = Breaker(MAX_FAILURES, REST_S)
         self._prefill = Rate()
         self._fetch = Rate()
+        self._writing = Rate()
         self._round_trip_s = 0.0
         self._writing_bytes = 0
         self._writing_lock = threading.Lock()
@@ -72,6 +73,17 @@ class StoreTier:
             size_bytes,
             prefill_tokens_per_s=self._prefill.per_s,
             fetch_bytes_per_s=self._fetch.per_s,
+            round_trip_s=self._round_trip_s,
+        )
+
+    def is_worth_swapping(self, num_tokens: int, size_bytes: int) -> bool:
+        """Return whether there is room to write this and measured rates favour a round trip."""
+        return self.has_room(size_bytes) and is_swap_faster(
+            num_tokens,
+            size_bytes,
+            prefill_tokens_per_s=self._prefill.per_s,
+            fetch_bytes_per_s=self._fetch.per_s,
+            write_bytes_per_s=self._writing.per_s,
             round_trip_s=self._round_trip_s,
         )
 
@@ -146,6 +158,7 @@ class StoreTier:
 
     async def _write(self, tenant: str, traceparent: str, chunks: Sequence[Chunk]) -> None:
         size_bytes = sum(len(chunk.payload) for chunk in chunks)
+        started_s = time.monotonic()
         try:
             entries = [
                 (Chain(tenant, chunk.config_digest, (chunk.hash,), traceparent), chunk)
@@ -153,6 +166,7 @@ class StoreTier:
             ]
             num_stored = await self._store.put(entries, WRITE_TIMEOUT_S)
             self._metrics.chunks_written.inc(num_stored)
+            self._writing.note(size_bytes, time.monotonic() - started_s)
             self._breaker.note_success()
         except (UnderstudyError, TimeoutError):
             self._metrics.failures.labels(operation="write").inc()

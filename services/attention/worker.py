@@ -208,6 +208,8 @@ def _make_core(
             token_budget=settings.token_budget,
             max_sequences=settings.max_sequences,
             max_waiting=settings.max_waiting,
+            mixed_budget=settings.mixed_token_budget,
+            batch_share=settings.batch_share,
             next_hash=keys.next_hash,
         ),
         runner=runner,

@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry
 from services.distiller.executor import Executor
 from services.distiller.metrics import observe_runs
 from services.distiller.runs import RunBook
-from services.distiller.servicer import SERVICE, DistillerServicer
+from services.distiller.servicer import SERVICE, WATCH, DistillerServicer
 from services.distiller.settings import DistillerSettings
 from understudy.serving import ServingSettings, run_service, serve
 
@@ -19,7 +19,8 @@ async def main(environ: Mapping[str, str], serving: ServingSettings) -> None:
     observe_runs(registry, book.listed)
     executor = Executor(book, settings.directory, settings.threads)
     await serve("distiller", DistillerServicer(book).register, settings=serving,
-                services=[SERVICE], registry=registry, tasks=[executor.run_forever])  # fmt: skip
+                services=[SERVICE], endless=[WATCH], registry=registry,
+                tasks=[executor.run_forever])  # fmt: skip
 
 
 if __name__ == "__main__":

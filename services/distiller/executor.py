@@ -48,9 +48,9 @@ class Executor:
         )
         assert process.stdout is not None
         assert process.stderr is not None
-        errors = asyncio.create_task(process.stderr.read())
+        errors = asyncio.create_task(_tail(process.stderr))
         try:
-            async for line in process.stdout:
+            while line := await _line(process.stdout):
                 run = await self._book.update(progressed(run, line))
             code = await process.wait()
         finally:
@@ -86,6 +86,25 @@ def ended(run: Run, code: int, errors: bytes) -> Run:
     lines = errors.decode("utf-8", errors="replace").strip().splitlines()
     reason = lines[-1][:500] if lines else f"The run ended with exit code {code}."
     return replace(run, state="failed", error=reason)
+
+
+async def _line(stream: asyncio.StreamReader) -> bytes:
+    """Return the next line, empty at the end; what is too long to be progress is read past."""
+    while True:
+        try:
+            return await stream.readuntil()
+        except asyncio.IncompleteReadError as error:
+            return error.partial
+        except asyncio.LimitOverrunError as error:
+            await stream.readexactly(error.consumed)
+
+
+async def _tail(stream: asyncio.StreamReader) -> bytes:
+    """Read to the end and return the last bytes."""
+    tail = b""
+    while piece := await stream.read(_MAX_LINE_BYTES):
+        tail = (tail + piece)[-_MAX_LINE_BYTES:]
+    return tail
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from understudy.model.attention import LatentHeads
 from understudy.model.config import ModelConfig
 
 
@@ -19,9 +20,12 @@ class Grid:
     """An `AttentionContext` over (places, max_positions); call `begin` before each forward."""
 
     def __init__(self, config: ModelConfig, num_places: int, max_positions: int) -> None:
-        shape = (num_places, max_positions, config.num_kv_heads, config.head_dim)
-        self._keys = [torch.zeros(shape) for _ in range(config.num_layers)]
-        self._values = [torch.zeros(shape) for _ in range(config.num_layers)]
+        first, second = (
+            (num_places, max_positions, entry.num_heads, entry.width)
+            for entry in config.cache_entries
+        )
+        self._firsts = [torch.zeros(first) for _ in range(config.num_attentions)]
+        self._seconds = [torch.zeros(second) for _ in range(config.num_attentions)]
 
     def begin(self, places: Sequence[int], starts: Sequence[int], counts: Sequence[int]) -> Tensor:
         """Announce `counts[i]` new tokens after `starts[i]` at place i; return positions (T,)."""
@@ -41,14 +45,33 @@ class Grid:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Store the new keys and values, then attend over everything each sequence has."""
-        keys, values = self._keys[layer], self._values[layer]
-        keys[self._row_places, self._row_positions] = key
-        values[self._row_places, self._row_positions] = value
+        keys, values = self._remember(layer, key, value)
+        return self._attend(query, keys, values, None)
+
+    def attend_latent(
+        self, layer: int, query: Tensor, latent: Tensor, rope_key: Tensor, heads: LatentHeads
+    ) -> Tensor:
+        """Store the new latents, then attend over all of each sequence's."""
+        latents, rope_keys = self._remember(layer, latent[:, None], rope_key[:, None])
+        keys = torch.cat((latents, rope_keys), dim=-1)
+        return heads.lift(self._attend(heads.absorb(query), keys, latents, heads.scale))
+
+    def _remember(self, layer: int, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        for stored, rows in ((self._firsts[layer], first), (self._seconds[layer], second)):
+            stored[self._row_places, self._row_positions] = rows
+        firsts, seconds = (
+            stored[self._places, : self._longest]
+            for stored in (self._firsts[layer], self._seconds[layer])
+        )
+        return firsts, seconds
+
+    def _attend(self, query: Tensor, keys: Tensor, values: Tensor, scale: float | None) -> Tensor:
         attended = functional.scaled_dot_product_attention(
             query[self._packed.clamp_min(0)].transpose(1, 2),
-            keys[self._places, : self._longest].transpose(1, 2),
-            values[self._places, : self._longest].transpose(1, 2),
+            keys.transpose(1, 2),
+            values.transpose(1, 2),
             attn_mask=self._mask[:, None],
-            enable_gqa=query.shape[1] != key.shape[1],
+            scale=scale,
+            enable_gqa=query.shape[1] != keys.shape[2],
         )
         return attended.transpose(1, 2)[self._is_real]

@@ -12,6 +12,7 @@ from understudy.api.distiller.v1 import distiller_pb2, distiller_pb2_grpc
 from understudy.errors import InvalidArgument
 
 SERVICE: Final = distiller_pb2.DESCRIPTOR.services_by_name["DistillerService"].full_name
+WATCH: Final = f"/{SERVICE}/Watch"
 
 _STAGES: Final[dict[distiller_pb2.Stage.ValueType, Stage]] = {
     distiller_pb2.STAGE_ADAPTER: "adapter",

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, contextmanager
 import torch
 from prometheus_client import CollectorRegistry
 
-from services.experts.canary import Canary
+from services.experts.canary import FAST_TOLERANCE, TOLERANCE, Canary
 from services.experts.executors import (
     Availability,
     Executor,
@@ -21,8 +21,9 @@ from services.experts.settings import AUTO, PREFIX, ExpertsSettings, parse_ids
 from services.experts.spans import SpanAggregator, export_span
 from services.experts.worker import ExpertWorker
 from understudy.errors import FailedPrecondition
+from understudy.model.decoder import resolve_compute
 from understudy.model.locate import locate_model
-from understudy.model.weights import load_model
+from understudy.model.weights import MATRIX_DTYPES, load_model
 from understudy.serving import HealthState
 
 
@@ -72,9 +73,10 @@ def open_executor(
     has_fallback = settings.triton_fallback == "in_process"
     model = settings.triton_model if settings.triton_model != AUTO else holdings.package_name
     is_local = settings.triton_shared_memory
-    client = TritonShards(settings.triton, model, holdings.digest.hex(), is_local=is_local)
+    client = TritonShards(settings.triton, model, holdings.values_digest, is_local=is_local)
     availability = Availability(metrics, None if has_fallback else health)
-    canary = Canary(client, holdings, availability, metrics)
+    tolerance = FAST_TOLERANCE if settings.compute == "fast" else TOLERANCE
+    canary = Canary(client, holdings, availability, metrics, tolerance=tolerance)
     limits = TritonLimits(settings.triton_timeout_s, settings.triton_min_tokens)
     canary.start()
     try:
@@ -88,4 +90,6 @@ def load_holdings(settings: ExpertsSettings) -> Holdings:
     """Load the model that the settings name and keep the shards that they say."""
     layers = parse_ids(settings.layers, f"{PREFIX}LAYERS")
     expert_ids = parse_ids(settings.expert_ids, f"{PREFIX}EXPERT_IDS")
-    return Holdings.take(load_model(locate_model(settings.model)), layers, expert_ids)
+    dtype = MATRIX_DTYPES[settings.weights_dtype]
+    model = load_model(locate_model(settings.model), dtype, resolve_compute(settings.compute))
+    return Holdings.take(model, layers, expert_ids)

@@ -17,9 +17,16 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 from torch.nn import functional
 
-from services.experts.holdings import DIGEST_CHARS, held_layers, held_shards, package_name
+from services.experts.holdings import (
+    DIGEST_CHARS,
+    held_layers,
+    held_shards,
+    package_name,
+    values_digest,
+)
 from services.experts.settings import parse_ids
-from understudy.errors import UnderstudyError
+from understudy.errors import FailedPrecondition, UnderstudyError
+from understudy.model.attention import LatentHeads
 from understudy.model.config import ModelConfig
 from understudy.model.ffn import (
     FfnWeights,
@@ -28,12 +35,15 @@ from understudy.model.ffn import (
     expert_weights,
     ffn_shard,
 )
+from understudy.model.linear import Matrix, Plain, Weights
 from understudy.model.locate import locate_model
 from understudy.model.transformer import Transformer
-from understudy.model.weights import LoadedModel, load_model
+from understudy.model.weights import MATRIX_DTYPES, LoadedModel, load_model
 from understudy_kernels.packaging.bundle import Bundle, write_bundle
+from understudy_kernels.packaging.serving.runtime import DENSE
 
 MAX_TOKENS: Final = 1 << 16
+MAX_INNER: Final = 1 << 20
 MAX_SEQUENCES: Final = 1 << 10
 
 
@@ -52,12 +62,12 @@ def export_ffn(
     weights: dict[str, Tensor] = {}
     for layer in chosen_layers:
         for shard in shards:
-            for unit, part in _units(config, model.weights, layer, shard).items():
+            for unit, part in _units(config, model.stored, layer, shard).items():
                 prefix = f"{layer}.{shard}.{unit}"
                 weights |= {
-                    f"{prefix}.gate": part.gate,
-                    f"{prefix}.up": part.up,
-                    f"{prefix}.down": part.down,
+                    f"{prefix}.gate": _tensor(part.gate),
+                    f"{prefix}.up": _tensor(part.up),
+                    f"{prefix}.down": _tensor(part.down),
                 }
     shape = {
         "hidden_size": config.hidden_size,
@@ -65,27 +75,38 @@ def export_ffn(
         "num_experts_per_token": config.num_experts_per_token,
         "num_ffn_shards": config.num_ffn_shards,
     }
-    name = package_name("ffn", model.digest, chosen_layers, shards)
-    bundle = Bundle(name, "ffn", model.digest, shape)
+    digest = values_digest(model)
+    bundle = Bundle(package_name("ffn", digest, chosen_layers, shards), "ffn", digest, shape)
     first = [weights[name] for name in list(weights)[:3]]
-    return write_bundle(directory, bundle, swiglu_program(first), weights)
+    has_one_size = all(part.shape in {each.shape for each in first} for part in weights.values())
+    program = swiglu_program(first, has_one_size=has_one_size)
+    return write_bundle(directory, bundle, program, weights)
 
 
-def swiglu_program(weights: Sequence[Tensor]) -> ExportedProgram:
+def swiglu_program(weights: Sequence[Tensor], *, has_one_size: bool = True) -> ExportedProgram:
     """Export one SwiGLU over any number of tokens, its weights as inputs: gate, up, down."""
     tokens = Dim("tokens", min=1, max=MAX_TOKENS)
     hidden = torch.zeros(3, weights[0].shape[1])
+    inner = None if has_one_size else Dim("inner", min=1, max=MAX_INNER)
+    ranges = ({0: tokens}, {0: inner}, {0: inner}, {1: inner})
     with torch.no_grad():
-        return torch.export.export(
-            _SwiGlu(), (hidden, *weights), dynamic_shapes=({0: tokens}, None, None, None)
-        )
+        return torch.export.export(_SwiGlu(), (hidden, *weights), dynamic_shapes=ranges)
 
 
 def export_decoder(model: LoadedModel, directory: Path) -> Bundle:
-    """Write the bundle of a whole model: a step of greedy decoding with its cache as an input."""
+    """Write the bundle of a whole model: a step of greedy decoding with its cache as an input.
+
+    Raises FailedPrecondition for a mixture of experts, and for attention over latents.
+    """
+    if model.config.is_moe:
+        raise FailedPrecondition(
+            f"{model.config.family} is a mixture of experts; whole models are packaged for small"
+            " dense ones. Package its feed-forwards (`ffn`)."
+        )
     # One sum per feed-forward: nobody shares this model's shards, so there is no order to keep.
     config = replace(model.config, num_ffn_shards=1)
-    names = tuple(model.weights)
+    weights = {**model.weights, **{name: part.dense() for name, part in model.packed.items()}}
+    names, digest = tuple(weights), values_digest(model)
     shape = {
         "num_layers": config.num_layers,
         "num_kv_heads": config.num_kv_heads,
@@ -93,9 +114,13 @@ def export_decoder(model: LoadedModel, directory: Path) -> Bundle:
         "vocab_size": config.vocab_size,
         "max_positions": config.max_positions,
     }
-    name = f"decoder-{model.digest[:DIGEST_CHARS]}"
-    bundle = Bundle(name, "decoder", model.digest, shape, names)
-    return write_bundle(directory, bundle, decoder_program(config, model.weights), model.weights)
+    bundle = Bundle(decoder_name(model), "decoder", digest, shape, names)
+    return write_bundle(directory, bundle, decoder_program(config, weights), weights)
+
+
+def decoder_name(model: LoadedModel) -> str:
+    """Return what the package of a whole model is called."""
+    return f"decoder-{values_digest(model)[:DIGEST_CHARS]}"
 
 
 def decoder_program(config: ModelConfig, weights: Mapping[str, Tensor]) -> ExportedProgram:
@@ -119,7 +144,7 @@ def decoder_program(config: ModelConfig, weights: Mapping[str, Tensor]) -> Expor
 
 class _SwiGlu(torch.nn.Module):
     def forward(self, hidden: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
-        return ffn_shard(FfnWeights(gate, up, down), hidden)
+        return ffn_shard(FfnWeights(Plain(gate), Plain(up), Plain(down)), hidden)
 
 
 class _DecodeStep(torch.nn.Module):
@@ -174,19 +199,36 @@ class CachedContext:
         by_head = attended.view(batch, num_kv_heads, width, group_size, head_dim)
         return by_head.permute(0, 2, 1, 3, 4).reshape(batch * width, -1, head_dim)
 
+    def attend_latent(
+        self,
+        layer: int,  # noqa: ARG002
+        query: Tensor,  # noqa: ARG002
+        latent: Tensor,  # noqa: ARG002
+        rope_key: Tensor,  # noqa: ARG002
+        heads: LatentHeads,  # noqa: ARG002
+    ) -> Tensor:
+        """Raise FailedPrecondition: this cache keeps keys and values by head."""
+        raise FailedPrecondition(
+            "A packaged model keeps keys and values by head, this one's attention keeps latents."
+            " Package its feed-forwards (`ffn`)."
+        )
+
     def _with(self, layer: int, which: int, rows: Tensor) -> Tensor:
         self._rows.append(rows)
         place = (self._sequences, self._positions)
         return self._cache[layer, which].index_put(place, rows).transpose(1, 2)
 
 
-def _units(
-    config: ModelConfig, weights: Mapping[str, Tensor], layer: int, shard: int
-) -> dict[int, FfnWeights]:
-    if config.is_moe:
-        return {id_: expert_weights(weights, layer, id_) for id_ in expert_range(config, shard)}
+def _units(config: ModelConfig, weights: Weights, layer: int, shard: int) -> dict[str, FfnWeights]:
+    if config.is_mixture(layer):
+        ids = expert_range(config, shard)
+        return {str(id_): expert_weights(weights, layer, id_) for id_ in ids}
     size = config.ffn_size // config.num_ffn_shards
-    return {0: dense_weights(weights, layer).slice(shard * size, (shard + 1) * size)}
+    return {DENSE: dense_weights(weights, layer).slice(shard * size, (shard + 1) * size)}
+
+
+def _tensor(part: Matrix) -> Tensor:
+    return part.weight if isinstance(part, Plain) else part.dense()
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -197,9 +239,15 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--bundle", type=Path, required=True, help="folder to write")
     parser.add_argument("--layers", default="all", help="layers of an ffn bundle, such as 0-14")
     parser.add_argument("--expert-ids", default="all", help="experts or shards of an ffn bundle")
+    parser.add_argument(
+        "--weights-dtype",
+        choices=tuple(MATRIX_DTYPES),
+        default="float32",
+        help="type that matrices of 32 bits are rounded to, as the expert worker's setting",
+    )
     chosen = parser.parse_args(arguments)
     try:
-        model = load_model(locate_model(chosen.model))
+        model = load_model(locate_model(chosen.model), MATRIX_DTYPES[chosen.weights_dtype])
         if chosen.kind == "decoder":
             bundle = export_decoder(model, chosen.bundle)
         else:

@@ -1,7 +1,7 @@
 """What one expert worker holds: layers and shards of one model, and their partial sums."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Self
 
 import torch
@@ -24,6 +24,9 @@ class Holdings:
 
     config: ModelConfig
     digest: bytes
+    """What must be equal for sums of two workers to add up bit by bit: values and arithmetic."""
+    values_digest: str
+    """Digest (hex) of the values alone: what a package of these weights is known by."""
     layers: range
     shards: tuple[int, ...]
     weights: FfnShards
@@ -42,8 +45,8 @@ class Holdings:
         """
         config = model.config
         held, shards = held_layers(config, layers), held_shards(config, expert_ids)
-        weights = FfnShards(config, model.weights, held, shards)
-        return cls(config, bytes.fromhex(model.digest), held, shards, weights)
+        weights = FfnShards(config, model.stored, held, shards)
+        return cls(config, model.ffn_digest, values_digest(model), held, shards, weights)
 
     @property
     def expert_ids(self) -> tuple[int, ...]:
@@ -54,7 +57,7 @@ class Holdings:
     @property
     def package_name(self) -> str:
         """The name under which a Triton repository knows these layers and shards."""
-        return package_name("ffn", self.digest.hex(), self.layers, self.shards)
+        return package_name("ffn", self.values_digest, self.layers, self.shards)
 
     def holds(self, header: Header) -> bool:
         """Whether the layer and every shard that a request names are held here."""
@@ -63,7 +66,7 @@ class Holdings:
 
     def check_shape(self, header: Header) -> None:
         """Raise InvalidArgument naming the field in which a request does not fit the model."""
-        num_choices = self.config.num_experts_per_token
+        num_choices = self.config.num_choices(header.layer)
         for field, actual, expected in (
             ("hidden size", header.hidden_size, self.config.hidden_size),
             ("experts per token", header.num_choices, num_choices),
@@ -98,6 +101,14 @@ class Holdings:
                     for shard in shards
                 ]
             )
+
+
+def values_digest(model: LoadedModel) -> str:
+    """Return a digest (hex) of a model's config and values, whatever computes with them.
+
+    The type that matrices were rounded to belongs to it, the format that they lie in does not.
+    """
+    return replace(model, compute="reference").ffn_digest.hex()
 
 
 def package_name(kind: str, digest: str, layers: range, shards: Sequence[int]) -> str:

@@ -28,8 +28,13 @@ class ExpertsSettings:
     """Messages each attention worker may have in flight; a micro-batch takes one."""
     threads: int = 1
     """Torch threads; 1 by default because the other workers of the machine need the rest."""
+    compute: Literal["exact", "fast", "reference"] = "exact"
+    """Arithmetic, the same as the attention workers': their setting tells what each means."""
+    weights_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type that matrices of 32 bits are kept in; the attention workers' must be the same."""
     executor: Literal["in_process", "triton"] = "in_process"
-    """Who computes; Triton adds about a millisecond a call, see docs/benchmarks.md."""
+    """Who computes. Triton's sums are ours up to rounding, so `exact` is then equal up to that;
+    a call costs about a millisecond, see docs/benchmarks.md."""
     triton: str = ""
     """host:port of the Triton server's gRPC API; needed with the executor `triton`."""
     triton_model: str = AUTO

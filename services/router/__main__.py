@@ -18,7 +18,7 @@ async def main(environ: Mapping[str, str], serving: ServingSettings) -> None:
     router = build_router(settings, health=health, registry=registry)
     await serve("router", router.servicer.register, settings=serving, services=[SERVICE],
                 health=health, on_drain=router.drain, tasks=router.tasks,
-                registry=registry)  # fmt: skip
+                registry=registry, max_receive_bytes=settings.max_body_bytes)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -44,13 +44,13 @@ class Answering:
         self._entry = entry
         self._started_s = time.monotonic()
         self._calibrator = company.stage.calibrator(assignment.plan)
-        self._attempts = [replay.trial] if replay.trial else []
+        self._attempts: list[Attempt] = [replay.trial] if replay.trial else []
         self._num_deltas = len(replay.deltas)
 
     async def events(self) -> AsyncGenerator[Event, None]:
         """Yield the deltas that are not in the journal yet, and the end."""
         path = self._replay.path or self._choose()
-        if path.reason == "slm_unavailable":
+        if path.reason == "slm_unavailable" and self._replay.trial is None:
             self._company.admission.escalations.spend()
         async with aclosing(self._trial() if path.is_trial else self._stand(path)) as stream:
             async for event in stream:
@@ -70,33 +70,39 @@ class Answering:
     async def _trial(self) -> AsyncGenerator[Event, None]:
         """Let the SLM try with its answer held; show it when it stands, else escalate."""
         reason: Reason
+        text = ""
         try:
-            attempt, text, reason = await self._try_slm()
+            text, reason = await self._try_slm()
         except (Unavailable, ResourceExhausted, PromptTooLong):
             reason = "slm_unavailable"
-        else:
-            self._attempts.append(attempt)
-            if reason == "slm_accepted":
-                async for event in self._whole(Path(SLM, reason), text, "stop"):
-                    yield event
-                return
-            await self._journal(records.attempt_record(attempt, reason))
+        if reason == "slm_accepted":
+            async for event in self._whole(Path(SLM, reason), text, "stop"):
+                yield event
+            return
+        if self._attempts:
+            await self._journal(records.attempt_record(self._attempts[-1], reason))
         self._company.admission.escalations.spend()
         async with aclosing(self._stand(Path(LLM, reason))) as stream:
             async for event in stream:
                 yield event
 
-    async def _try_slm(self) -> tuple[Attempt, str, Reason]:
+    async def _try_slm(self) -> tuple[str, Reason]:
+        """Run the SLM's attempt; one that was lost midway still goes into the decision."""
         calibrator = self._calibrator
         assert calibrator is not None
         assert calibrator.threshold is not None
         with begin(self._company, self._assignment, SLM) as attempt:
-            await attempt.run.complete()
+            try:
+                await attempt.run.complete()
+            except (Unavailable, ResourceExhausted):
+                if attempt.run.transcript.ids:
+                    self._attempts.append(attempt.facts((), None))
+                raise
             text = self._text(attempt.run.transcript.ids)
             verdicts = verify(self._plan, self._request, text)
             confidence = calibrator.confidence(attempt.run.transcript.evidence())
-            facts = attempt.facts(verdicts, confidence)
-        return facts, text, judge(confidence, calibrator.threshold, verdicts)
+            self._attempts.append(attempt.facts(verdicts, confidence))
+        return text, judge(confidence, calibrator.threshold, verdicts)
 
     async def _stand(self, path: Path) -> AsyncGenerator[Event, None]:
         """Let a pool answer whose answer stands whatever it is."""

@@ -63,20 +63,7 @@ def build_router(
     sealer = Sealer(_journal_key(settings))
     journal = Journal(connect(settings.control_redis), sealer, settings.journal_ttl_s)
     conductor = Conductor(
-        Company(
-            stage=Stage(pools, _version(settings)),
-            tokenizer=tokenizer,
-            tenants=_tenants(settings),
-            admission=Admission(
-                settings.max_requests,
-                settings.llm_max_attempts,
-                settings.escalations_per_s,
-                time.monotonic,
-            ),
-            metrics=RouterMetrics(registry),
-            slm_patience_s=settings.slm_patience_s,
-            llm_patience_s=settings.llm_patience_s,
-        ),
+        _company(settings, pools, tokenizer, registry),
         Planner(tokenizer, Compiler(tokenizer.source, eos_ids=tokenizer.eos_ids)),
         journal,
         max_prompt_bytes=settings.max_prompt_bytes,
@@ -95,6 +82,28 @@ def build_router(
     if edge is not None:
         tasks.append(edge.run)
     return Router(conductor, RouterServicer(conductor), edge, tasks)
+
+
+def _company(
+    settings: RouterSettings,
+    pools: Mapping[str, Pool],
+    tokenizer: Tokenizer,
+    registry: CollectorRegistry,
+) -> Company:
+    return Company(
+        stage=Stage(pools, _version(settings)),
+        tokenizer=tokenizer,
+        tenants=_tenants(settings),
+        admission=Admission(
+            settings.max_requests,
+            settings.llm_max_attempts,
+            settings.escalations_per_s,
+            time.monotonic,
+        ),
+        metrics=RouterMetrics(registry),
+        slm_patience_s=settings.slm_patience_s,
+        llm_patience_s=settings.llm_patience_s,
+    )
 
 
 async def announce(

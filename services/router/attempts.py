@@ -17,7 +17,7 @@ from typing import Final
 from services.router.answers import FinishReason, Usage
 from services.router.plans import Plan
 from services.router.pools import Ended, Pool, SequenceStream, Submission, Tokens, Worker
-from services.router.requests import Sampling
+from services.router.requests import Priority, Sampling
 from understudy.errors import (
     Aborted,
     DeadlineExceeded,
@@ -47,8 +47,9 @@ class Job:
     """Maps a model's digest to the tenant's root."""
     deadline: Deadline
     patience_s: float
-    """Longest wait for a worker before the attempt fails as Unavailable."""
+    """Longest wait for a worker, and for progress after a loss, before the attempt fails."""
     traceparent: str
+    priority: Priority
 
 
 @dataclass(slots=True)
@@ -105,7 +106,8 @@ class AttemptRun:
         self._job = job
         self._failed: set[str] = set()
         self._refusal: ResourceExhausted | None = None
-        self._progressed_s = time.monotonic()
+        self._losing_since_s: float | None = None
+        """When the first of the losses came that nothing was gained since."""
         self.transcript = Transcript(list(committed), time.monotonic())
 
     async def complete(self) -> None:
@@ -118,7 +120,8 @@ class AttemptRun:
         """Yield new tokens to the end.
 
         Raises Unavailable when no worker could be had within the patience, ResourceExhausted when
-        every worker is full, DeadlineExceeded, and what a worker refuses a sequence for.
+        every worker is full (once the sequence had begun: and stays so for the patience),
+        DeadlineExceeded, and what a worker refuses a sequence for.
         """
         backoff_s = _POLL_S
         while True:
@@ -130,7 +133,8 @@ class AttemptRun:
                     yield tokens
                 return
             except ResourceExhausted as error:
-                self._refuse(worker, error)
+                self._failed.add(worker.address)
+                self._refusal = error
             except (Aborted, Unavailable) as error:
                 backoff_s = self._lose(worker, error, num_before, backoff_s)
                 await asyncio.sleep(min(backoff_s, self._job.deadline.remaining_s))
@@ -167,6 +171,9 @@ class AttemptRun:
         while True:
             job.deadline.check()
             worker = self._pick()
+            if worker is not None and worker.address in self._failed and self._refusal is not None:
+                await self._wait_for_room(self._refusal)
+                continue
             if worker is not None:
                 self._note(worker)
                 return worker
@@ -182,10 +189,25 @@ class AttemptRun:
         info = self._pool.info
         root = self._job.kv_root(info.digest) if info is not None else b""
         tokens = self._job.plan.tokens
-        worker = self._pool.pick(tokens, root, self._job.adapter, self._failed)
-        if worker is not None and worker.address in self._failed and self._refusal is not None:
-            raise self._refusal
-        return worker
+        return self._pool.pick(tokens, root, self._job.adapter, self._failed)
+
+    async def _wait_for_room(self, refusal: ResourceExhausted) -> None:
+        """Refuse a sequence when every worker is full; one that had begun waits and tries again."""
+        transcript = self.transcript
+        has_begun = bool(transcript.ids) or transcript.num_replacements > 0
+        if not has_begun or self._has_lost_patience():
+            raise refusal
+        pause_s = min(refusal.retry_after_s, _MAX_BACKOFF_S, self._job.deadline.remaining_s)
+        await asyncio.sleep(pause_s)
+        self._failed.clear()
+        self._refusal = None
+
+    def _has_lost_patience(self) -> bool:
+        """Start the clock at the first call since the last progress; tell when time is up."""
+        now_s = time.monotonic()
+        if self._losing_since_s is None:
+            self._losing_since_s = now_s
+        return now_s - self._losing_since_s > self._job.patience_s
 
     def _note(self, worker: Worker) -> None:
         info, adapter = worker.info, self._job.adapter
@@ -221,28 +243,29 @@ class AttemptRun:
             kv_root=job.kv_root(info.digest),
             tenant=job.tenant,
             traceparent=job.traceparent,
+            priority=job.priority,
         )
-
-    def _refuse(self, worker: Worker, error: ResourceExhausted) -> None:
-        """A worker is full: the others are tried once, then the caller waits."""
-        self._failed.add(worker.address)
-        self._refusal = error
 
     def _lose(
         self, worker: Worker, error: Aborted | Unavailable, num_before: int, backoff_s: float
     ) -> float:
         """A worker lost the sequence: it goes elsewhere; return how long to wait before that.
 
-        Raises the error once nothing was gained for as long as the patience lasts.
+        Raises Unavailable once nothing was gained since the first loss for as long as the patience.
         """
         transcript = self.transcript
         has_progress = len(transcript.ids) > num_before
         if has_progress:
-            self._progressed_s = time.monotonic()
-        elif time.monotonic() - self._progressed_s > self._job.patience_s:
-            raise error
+            self._losing_since_s = None
+        if self._has_lost_patience():
+            raise Unavailable(
+                f"The pool {self._pool.name!r} lost the sequence again and again for "
+                f"{self._job.patience_s:g} s: {error.message}",
+                {"pool": self._pool.name},
+            ) from error
         transcript.num_replacements += 1
         self._failed = {worker.address}
+        self._refusal = None
         logger.warning(
             "A sequence is placed again after its worker failed.",
             extra={

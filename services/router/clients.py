@@ -29,6 +29,11 @@ _KINDS: Final = {
     "lark": types_pb2.Grammar.KIND_LARK,
     "json_schema": types_pb2.Grammar.KIND_JSON_SCHEMA,
 }
+_PRIORITIES: Final = {
+    "interactive": types_pb2.PRIORITY_INTERACTIVE,
+    "standard": types_pb2.PRIORITY_STANDARD,
+    "batch": types_pb2.PRIORITY_BATCH,
+}
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +72,8 @@ class Session:
         self._commands: asyncio.Queue[attention_pb2.SessionRequest] = asyncio.Queue()
         self._sequences: dict[int, RemoteSequence] = {}
         self._next_id = 1
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._call: _Call = stub.Session(self._outgoing())
         self._reader = asyncio.create_task(self._read())
         self.is_open = True
@@ -80,21 +87,27 @@ class Session:
         """Start a sequence."""
         sequence_id = self._next_id
         self._next_id += 1
-        sequence = self._sequences[sequence_id] = RemoteSequence(self, sequence_id)
         submit = to_submit(sequence_id, submission)
+        sequence = self._sequences[sequence_id] = RemoteSequence(self, sequence_id)
+        self._idle.clear()
         self._commands.put_nowait(attention_pb2.SessionRequest(submit=submit))
         return sequence
 
     def cancel(self, sequence_id: int) -> None:
         """End a sequence that still runs."""
-        if self._sequences.pop(sequence_id, None) is not None and self.is_open:
+        if self._drop(sequence_id) is not None and self.is_open:
             cancel = attention_pb2.Cancel(sequence_id=sequence_id)
             self._commands.put_nowait(attention_pb2.SessionRequest(cancel=cancel))
+
+    async def wait_idle(self) -> None:
+        """Return once every sequence has ended, or the stream with all of them."""
+        await self._idle.wait()
 
     async def aclose(self) -> None:
         """End the stream and every sequence on it."""
         self._reader.cancel()
         await asyncio.gather(self._reader, return_exceptions=True)
+        self._end(Unavailable("The session with the worker was closed."))
 
     async def _outgoing(self) -> AsyncIterator[attention_pb2.SessionRequest]:
         while True:
@@ -110,22 +123,33 @@ class Session:
                 f"The session with the worker broke: {from_rpc_error(broken).message}"
             )
         finally:
-            self.is_open = False
-            self._call.cancel()
-            for sequence in self._sequences.values():
-                sequence.mailbox.put_nowait(error)
-            self._sequences.clear()
+            self._end(error)
+
+    def _end(self, error: UnderstudyError) -> None:
+        self.is_open = False
+        self._call.cancel()
+        for sequence_id in list(self._sequences):
+            self._fail(sequence_id, error)
+
+    def _drop(self, sequence_id: int) -> RemoteSequence | None:
+        sequence = self._sequences.pop(sequence_id, None)
+        if not self._sequences:
+            self._idle.set()
+        return sequence
 
     def _deliver(self, response: attention_pb2.SessionResponse) -> None:
         for tokens in response.tokens:
             if (sequence := self._sequences.get(tokens.sequence_id)) is not None:
                 sequence.mailbox.put_nowait(to_tokens(tokens))
         for finished in response.finished:
-            if (sequence := self._sequences.pop(finished.sequence_id, None)) is not None:
+            if (sequence := self._drop(finished.sequence_id)) is not None:
                 sequence.mailbox.put_nowait(to_ended(finished))
         for failed in response.failed:
-            if (sequence := self._sequences.pop(failed.sequence_id, None)) is not None:
-                sequence.mailbox.put_nowait(error_from_proto(failed.status))
+            self._fail(failed.sequence_id, error_from_proto(failed.status))
+
+    def _fail(self, sequence_id: int, error: UnderstudyError) -> None:
+        if (sequence := self._drop(sequence_id)) is not None:
+            sequence.mailbox.put_nowait(error)
 
 
 class WorkerClient:
@@ -166,6 +190,11 @@ class WorkerClient:
                 self.info = None
             await asyncio.sleep(_RECONNECT_S if self.info is None else INFO_INTERVAL_S)
 
+    async def wait_idle(self) -> None:
+        """Return once no sequence of this router runs on the worker."""
+        if self._session is not None:
+            await self._session.wait_idle()
+
     async def aclose(self) -> None:
         """End the session and close the connection."""
         if self._session is not None:
@@ -200,6 +229,7 @@ def to_submit(sequence_id: int, submission: Submission) -> attention_pb2.Submit:
         kv_root=submission.kv_root,
         tenant=submission.tenant,
         traceparent=submission.traceparent,
+        priority=_PRIORITIES[submission.priority],
     )
 
 

@@ -1,33 +1,41 @@
 """Leads requests through admission, plan, journal and answer; the edges translate its events.
 
 A stream that another one took over (a resumed or repeated request) follows the journal from then
-on, so that both callers see the same answer.
+on, so that both callers see the same answer, and takes it up again should that one leave.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing, contextmanager
-from typing import Final
+from contextlib import aclosing, contextmanager, nullcontext
 
 from opentelemetry.context import Context
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+from opentelemetry.trace import (
+    INVALID_SPAN,
+    Span,
+    SpanKind,
+    Status,
+    StatusCode,
+    format_trace_id,
+)
 
 from services.router.answering import Answering
-from services.router.answers import Delta, Event, Finished, Started
+from services.router.answers import Event, Started
+from services.router.following import Following
 from services.router.journal import Entry, Journal, TakenOverError
 from services.router.plans import Planner
 from services.router.records import Replay, replay
 from services.router.requests import Request, check_request
 from services.router.stage import ModelCard
 from services.router.tries import Assignment, Company
-from understudy.errors import NotFound, UnderstudyError
+from understudy.errors import Internal, NotFound, UnderstudyError
 from understudy.rpc import Deadline
+from understudy.rpc.metadata import current_request_id
 from understudy.telemetry import names, tracer
 
-_FOLLOW_S: Final = 0.05
-"""How often a stream that was taken over looks into the journal."""
+logger = logging.getLogger(__name__)
 
 
 class Conductor:
@@ -60,6 +68,10 @@ class Conductor:
     def authenticate(self, authorization: str | None) -> str:
         """Return the tenant behind an `Authorization` value."""
         return self._company.tenants.authenticate(authorization)
+
+    def count_failure(self, error: UnderstudyError) -> None:
+        """Count a request that failed."""
+        self._company.metrics.failures.labels(error.reason).inc()
 
     async def generate(
         self,
@@ -122,54 +134,69 @@ class Conductor:
         yield Started(found.request_id, token, assignment.deadline.remaining_s)
         for delta in found.deltas[num_received:]:
             yield delta
-        num_sent = len(found.deltas)
         if found.finished is not None:
             yield found.finished
             return
-        answering = Answering(self._company, assignment, found, entry)
-        try:
-            async with aclosing(answering.events()) as events:
-                async for event in events:
-                    num_sent += isinstance(event, Delta)
-                    yield event
-        except TakenOverError:
-            assert entry is not None
-            async with aclosing(self._follow(assignment, entry.token, num_sent)) as events:
-                async for event in events:
-                    yield event
-
-    async def _follow(
-        self, assignment: Assignment, token: str, num_sent: int
-    ) -> AsyncGenerator[Delta | Finished, None]:
-        """Yield what the stream that owns the answer now writes into the journal."""
-        while True:
-            assignment.deadline.check()
-            found = replay(await self._journal.read(assignment.tenant, token))
-            for delta in found.deltas[num_sent:]:
-                yield delta
-            num_sent = max(num_sent, len(found.deltas))
-            if found.finished is not None:
-                yield found.finished
+        while found.finished is None:
+            try:
+                async with aclosing(self._answer(assignment, found, entry)) as events:
+                    async for event in events:
+                        yield event
                 return
-            await asyncio.sleep(_FOLLOW_S)
+            except TakenOverError:
+                assert entry is not None
+            following = Following(entry, assignment.deadline)
+            async with aclosing(following.events()) as news:
+                async for event in news:
+                    yield event
+            found = following.found
+
+    async def _answer(
+        self, assignment: Assignment, found: Replay, entry: Entry | None
+    ) -> AsyncGenerator[Event, None]:
+        answering = Answering(self._company, assignment, found, entry)
+        keeping = entry.kept() if entry is not None else nullcontext()
+        async with keeping, aclosing(answering.events()) as events:
+            async for event in events:
+                yield event
 
     @contextmanager
     def _serving(self, request_id: str, parent: Context | None) -> Iterator[Span]:
         """Hold a place and the root span of a request, and count its failure."""
-        metrics = self._company.metrics
         span = tracer(__name__).start_span(
             names.ROUTER_GENERATE,
             context=parent,
             kind=SpanKind.SERVER,
             attributes={names.REQUEST_ID: request_id},
         )
+        metrics = self._company.metrics
         try:
             with self._company.admission.requests.hold(), metrics.active.track_inprogress():
                 yield span
         except UnderstudyError as error:
-            metrics.failures.labels(error.reason).inc()
-            span.set_attribute(names.ERROR_TYPE, error.reason)
-            span.set_status(Status(StatusCode.ERROR, error.reason))
+            self._fail(span, error)
             raise
+        except Exception as error:  # what the interceptor is to gRPC, for both edges
+            bug = Internal("internal error")
+            self._fail(span, bug)
+            log_bug(error, request_id, span)
+            raise bug from error
         finally:
             span.end()
+
+    def _fail(self, span: Span, error: UnderstudyError) -> None:
+        self.count_failure(error)
+        span.set_attribute(names.ERROR_TYPE, error.reason)
+        span.set_status(Status(StatusCode.ERROR, error.reason))
+
+
+def log_bug(error: Exception, request_id: str, span: Span = INVALID_SPAN) -> None:
+    """Log what a caller is told as an internal error, so that both ids lead to it."""
+    logger.error(
+        "A request failed because of a bug; the caller sees INTERNAL.",
+        exc_info=error,
+        extra={
+            "request_id": request_id or current_request_id(),
+            "trace_id": format_trace_id(span.get_span_context().trace_id),
+        },
+    )

@@ -2,8 +2,9 @@
 
 An entry is an append-only list of sealed records under the hash of its resume token: the request,
 attempts that were refused, the path taken, every delta before the caller sees it, the end. Whoever
-continues an entry becomes its owner; the earlier owner learns so at its next append. While Redis is
-away requests are served without resume, and after a failure it is left alone for a moment.
+continues an entry becomes its owner; the earlier owner learns so at its next append. Ownership is
+a lease: where it lapses or is given up, a stream that follows the entry may take it. While Redis
+is away requests are served without resume, and after a failure it is left alone for a moment.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, TypeVar, cast
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from services.router import scripts
 from services.router.requests import Request
 from services.router.sealing import Sealer
 from understudy.errors import InvalidArgument, NotFound, Unavailable, UnderstudyError
@@ -30,16 +33,10 @@ T = TypeVar("T")
 PREFIX: Final = "journal1:"
 AWAY_S: Final = 1.0
 """How long Redis is left alone after a failure."""
-
-_APPEND: Final = """
-if redis.call('GET', KEYS[2]) ~= ARGV[1] then return redis.call('EXISTS', KEYS[2]) - 1 end
-for i = 3, #ARGV do redis.call('RPUSH', KEYS[1], ARGV[i]) end
-redis.call('EXPIRE', KEYS[1], ARGV[2])
-redis.call('EXPIRE', KEYS[2], ARGV[2])
-return 1
-"""
-_GONE: Final = -1
-_TAKEN: Final = 0
+LEASE_S: Final = 3.0
+"""How long an entry stays its owner's without a sign of life."""
+_RENEWALS: Final = 3
+"""Renewals in the time of a lease."""
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +62,7 @@ class Entry:
         self.records = list(records)
         self.is_live = True
         self._journal = journal
-        self._tenant = tenant
+        self._place = _place(tenant, token)
         self._owner = owner
 
     async def append(self, *records: Record) -> None:
@@ -77,16 +74,44 @@ class Entry:
             return
         try:
             outcome = await self._journal.append(
-                self._tenant, self.token, self._owner, len(self.records), records
+                self._place, self._owner, len(self.records), records
             )
         except JournalAwayError:
             self.is_live = False
             return
-        if outcome == _TAKEN:
+        if outcome == scripts.TAKEN:
             self.is_live = False
             raise TakenOverError("The answer continues on another stream.")
-        self.is_live = outcome != _GONE
+        self.is_live = outcome == scripts.DONE
         self.records.extend(records)
+
+    async def look(self) -> bool:
+        """Read what another owner wrote since; return whether it is this stream's turn.
+
+        It is where the owner's lease has lapsed or was given up, and, without the journal, where
+        the entry is gone. Raises JournalAwayError.
+        """
+        outcome, news = await self._journal.look(self._place, self._owner, len(self.records))
+        self.records.extend(news)
+        self.is_live = outcome == scripts.DONE
+        return outcome != scripts.TAKEN
+
+    @asynccontextmanager
+    async def kept(self) -> AsyncIterator[None]:
+        """Renew the ownership while the block runs, and give it up at its end."""
+        renewing = asyncio.create_task(self._renew())
+        try:
+            yield
+        finally:
+            renewing.cancel()
+            await asyncio.gather(renewing, return_exceptions=True)
+            if self.is_live:
+                await self._journal.release(self._place, self._owner)
+
+    async def _renew(self) -> None:
+        while self.is_live:
+            await asyncio.sleep(self._journal.lease_s / _RENEWALS)
+            await self._journal.renew(self._place, self._owner)
 
 
 class Journal:
@@ -98,7 +123,9 @@ class Journal:
         sealer: Sealer,
         ttl_s: int,
         clock: Callable[[], float] = time.monotonic,
+        lease_s: float = LEASE_S,
     ) -> None:
+        self.lease_s = lease_s
         self._redis = redis
         self._sealer = sealer
         self._ttl_s = ttl_s
@@ -119,58 +146,73 @@ class Journal:
         Raises InvalidArgument when the key was used for another request.
         """
         token = secrets.token_urlsafe(32)
+        head = {"kind": "head", "request": request.to_json(), "request_id": request_id}
         try:
             if request.idempotency_key:
                 token = await self._claim(tenant, request, token)
-            entry = await self._take_over(tenant, token)
-            if not entry.records:
-                head = {"kind": "head", "request": request.to_json(), "request_id": request_id}
-                await entry.append(head)
+            return await self._take(tenant, token, head)
         except JournalAwayError:
             return None
-        return entry if entry.is_live else None
 
     async def find(self, tenant: str, token: str) -> Entry:
         """Take over the entry of a resume token; NotFound, or Unavailable while Redis is away."""
-        if not await self.read(tenant, token):
+        entry = await self._take(tenant, token, None)
+        if not entry.records:
             raise NotFound(
                 "The resume token is not known here or has expired; send the request again.",
                 {"field": "resume_token"},
             )
-        return await self._take_over(tenant, token)
-
-    async def read(self, tenant: str, token: str) -> list[Record]:
-        """Return the records of an entry, without owning it."""
-        place = _place(tenant, token)
-        sealed = await self._call(lambda redis: redis.lrange(place, 0, -1))
-        return [
-            json.loads(self._sealer.open(cast("bytes", item), f"{place}:{index}"))
-            for index, item in enumerate(sealed)
-        ]
+        return entry
 
     async def append(
-        self, tenant: str, token: str, owner: str, index: int, records: Sequence[Record]
+        self, place: str, owner: str, num_known: int, records: Sequence[Record]
     ) -> int:
-        """Write records as their owner: 1 done, 0 taken over, -1 the entry is gone."""
-        place = _place(tenant, token)
+        """Write records as their owner; return an outcome of `scripts`."""
         sealed = [
-            self._sealer.seal(_dump(record), f"{place}:{index + offset}")
+            self._sealer.seal(_dump(record), f"{place}:{num_known + offset}")
             for offset, record in enumerate(records)
         ]
-        outcome = await self._call(
-            lambda redis: cast(
-                "Awaitable[int]",
-                redis.eval(_APPEND, 2, place, f"{place}:owner", owner, str(self._ttl_s), *sealed),
-            )
+        return int(
+            await self._eval(scripts.APPEND, place, owner, *self._times(), str(num_known), *sealed)
         )
-        return int(outcome)
 
-    async def _take_over(self, tenant: str, token: str) -> Entry:
-        owner = secrets.token_hex(16)
-        place = f"{_place(tenant, token)}:owner"
-        await self._call(lambda redis: redis.set(place, owner, ex=self._ttl_s))
-        records = await self.read(tenant, token)
-        return Entry(self, tenant, token, owner, records)
+    async def look(self, place: str, owner: str, num_known: int) -> tuple[int, list[Record]]:
+        """Return an outcome of `scripts`, and the records from `num_known` on."""
+        outcome, sealed = await self._eval(
+            scripts.LOOK, place, owner, self._times()[0], str(num_known)
+        )
+        return int(outcome), self._open(place, sealed, num_known)
+
+    async def release(self, place: str, owner: str) -> None:
+        """Give up an entry; one that cannot be told lapses by itself."""
+        with suppress(JournalAwayError):
+            await self._eval(scripts.RELEASE, place, owner)
+
+    async def renew(self, place: str, owner: str) -> None:
+        """Hold an entry for another lease, if it is still its owner's."""
+        with suppress(JournalAwayError):
+            await self._eval(scripts.RENEW, place, owner, self._times()[0])
+
+    async def _take(self, tenant: str, token: str, head: Record | None) -> Entry:
+        """Own an entry from here on, begun with this head where there is none."""
+        place, owner = _place(tenant, token), secrets.token_hex(16)
+        first = self._sealer.seal(_dump(head), f"{place}:0") if head is not None else b""
+        sealed = await self._eval(scripts.TAKE, place, owner, *self._times(), first)
+        return Entry(self, tenant, token, owner, self._open(place, sealed, 0))
+
+    def _times(self) -> tuple[str, str]:
+        return str(int(1000 * self.lease_s)), str(self._ttl_s)
+
+    def _open(self, place: str, sealed: Sequence[bytes], first: int) -> list[Record]:
+        return [
+            json.loads(self._sealer.open(item, f"{place}:{index}"))
+            for index, item in enumerate(sealed, first)
+        ]
+
+    async def _eval(self, script: str, place: str, *arguments: str | bytes) -> Any:
+        return await self._call(
+            lambda redis: redis.eval(script, 2, place, f"{place}:owner", *arguments)
+        )
 
     async def _claim(self, tenant: str, request: Request, token: str) -> str:
         """Bind the idempotency key to a token; return the token it is bound to."""

@@ -97,6 +97,10 @@ class Planner:
             self._compiler.compile(grammar)
         except UnsupportedSchema as error:
             raise UnsupportedSchema(error.message, {**error.metadata, "field": field}) from error
+        except ValueError as error:  # what JSON Schema allows and the engine cannot read: 1e999
+            raise UnsupportedSchema(
+                f"The schema cannot be compiled: {error}.", {"field": field}
+            ) from error
 
 
 def turns(request: Request) -> list[dict[str, str]]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from services.router.answers import FinishReason
-from services.router.requests import Sampling
+from services.router.requests import Priority, Sampling
 from understudy.grammar import GrammarSource
 
 PREFIX_STRIDE: Final = 64
@@ -50,6 +50,7 @@ class Submission:
     kv_root: bytes
     tenant: str
     traceparent: str
+    priority: Priority
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,13 +62,25 @@ def replay(records: Sequence[Record]) -> Replay:
     try:
         head = records[0]
         found = Replay(request_from_json(head["request"]), str(head["request_id"]))
-        for record in records[1:]:
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        raise _foreign(error) from error
+    extend(found, records[1:])
+    return found
+
+
+def extend(found: Replay, records: Sequence[Record]) -> None:
+    """Apply further records of an entry; FailedPrecondition as in `replay`."""
+    try:
+        for record in records:
             _apply(found, record)
     except (IndexError, KeyError, TypeError, ValueError) as error:
-        raise FailedPrecondition(
-            f"The journal entry was written by a release with another format: {error!r}."
-        ) from error
-    return found
+        raise _foreign(error) from error
+
+
+def _foreign(error: Exception) -> FailedPrecondition:
+    return FailedPrecondition(
+        f"The journal entry was written by a release with another format: {error!r}."
+    )
 
 
 def _apply(found: Replay, record: Record) -> None:
@@ -89,8 +101,8 @@ def _apply(found: Replay, record: Record) -> None:
 
 
 def _attempt(body: dict[str, Any]) -> Attempt:
-    verdicts = tuple(Verdict(**verdict) for verdict in body.pop("verdicts"))
-    return Attempt(usage=Usage(**body.pop("usage")), verdicts=verdicts, **body)
+    verdicts = tuple(Verdict(**verdict) for verdict in body["verdicts"])
+    return Attempt(**{**body, "usage": Usage(**body["usage"]), "verdicts": verdicts})
 
 
 def _finished(body: dict[str, Any]) -> Finished:

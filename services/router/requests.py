@@ -18,13 +18,18 @@ from understudy.grammar import check_schema
 from understudy.grammar.schema import Json
 
 Role = Literal["system", "user", "assistant", "tool"]
+Priority = Literal["interactive", "standard", "batch"]
 ToolMode = Literal["auto", "none", "required", "named"]
 
+MAX_MESSAGES: Final = 2048
+MAX_TOOL_CALLS: Final = 2048
+"""Calls over all messages."""
 MAX_TOOLS: Final = 64
 MAX_STOPS: Final = 8
 MAX_STOP_BYTES: Final = 128
 MAX_KEY_BYTES: Final = 128
 MAX_TEMPERATURE: Final = 4.0
+MAX_TOP_K: Final = 2**32 - 1
 DEFAULT_MAX_TOKENS: Final = 256
 _TOOL_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -84,6 +89,7 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     workload: str = ""
     idempotency_key: str = ""
+    priority: Priority = "standard"
 
     def digest(self) -> str:
         """Return the identity of what is asked, the idempotency key apart."""
@@ -108,8 +114,17 @@ def request_from_json(text: str) -> Request:
 
 
 def check_request(request: Request, max_prompt_bytes: int) -> None:
-    """Refuse what no pool could serve; raises InvalidArgument naming the field."""
-    _check_prompt(request, max_prompt_bytes)
+    """Refuse what no pool could serve; raises InvalidArgument naming the field.
+
+    `max_prompt_bytes` bounds all texts together: whatever is tokenised or journalled counts.
+    """
+    check_counts(
+        len(request.messages),
+        sum(len(message.tool_calls) for message in request.messages),
+        len(request.tools),
+    )
+    _check_texts(request, max_prompt_bytes)
+    _check_prompt(request)
     _check_tools(request)
     _check_sampling(request.sampling)
     if request.schema_json:
@@ -118,6 +133,18 @@ def check_request(request: Request, max_prompt_bytes: int) -> None:
         check_schema(request.schema_json)
     if len(request.idempotency_key.encode()) > MAX_KEY_BYTES:
         raise _invalid("idempotency_key", f"has more than {MAX_KEY_BYTES} bytes")
+
+
+def check_counts(num_messages: int, num_tool_calls: int, num_tools: int) -> None:
+    """Refuse lists that are too long; the edges ask before they build what is in them."""
+    if num_messages > MAX_MESSAGES:
+        raise _invalid("messages", f"has {num_messages} messages; at most {MAX_MESSAGES} are taken")
+    if num_tool_calls > MAX_TOOL_CALLS:
+        raise _invalid(
+            "messages", f"have {num_tool_calls} tool calls; at most {MAX_TOOL_CALLS} are taken"
+        )
+    if num_tools > MAX_TOOLS:
+        raise _invalid("tools", f"has {num_tools} tools; at most {MAX_TOOLS} are taken")
 
 
 def parse_parameters(text: str, index: int) -> dict[str, Json]:
@@ -140,7 +167,52 @@ def openai_tools(tools: tuple[Tool, ...]) -> list[Mapping[str, object]]:
     ]
 
 
-def _check_prompt(request: Request, max_prompt_bytes: int) -> None:
+def _check_texts(request: Request, max_bytes: int) -> None:
+    sizes = {field: _num_bytes(field, texts) for field, texts in _texts(request).items()}
+    size_bytes = sum(sizes.values())
+    if size_bytes > max_bytes:
+        raise _invalid(
+            max(sizes, key=lambda field: sizes[field]),
+            f"is the largest part of {size_bytes} bytes of text; at most {max_bytes} are taken",
+        )
+
+
+def _texts(request: Request) -> dict[str, list[str]]:
+    """Every text a caller sent, by field."""
+    turns = [text for message in request.messages for text in _turn_texts(message)]
+    tools = [
+        text
+        for tool in request.tools
+        for text in (tool.name, tool.description, json.dumps(tool.parameters, ensure_ascii=False))
+    ]
+    return {
+        "messages": turns,
+        "prompt": [request.prompt],
+        "tools": tools,
+        "tool_choice.name": [request.tool_name],
+        "response_schema_json": [request.schema_json],
+        "sampling.stop": list(request.sampling.stop),
+        "model": [request.model],
+        "workload": [request.workload],
+        "idempotency_key": [request.idempotency_key],
+    }
+
+
+def _turn_texts(message: Message) -> list[str]:
+    calls = [
+        text for call in message.tool_calls for text in (call.id, call.name, call.arguments_json)
+    ]
+    return [message.content, message.tool_call_id, *calls]
+
+
+def _num_bytes(field: str, texts: list[str]) -> int:
+    try:
+        return sum(len(text.encode()) for text in texts)
+    except UnicodeEncodeError as error:
+        raise _invalid(field, "holds half of a surrogate pair, which is no text") from error
+
+
+def _check_prompt(request: Request) -> None:
     if bool(request.messages) == bool(request.prompt):
         problem = "are both given; send one" if request.prompt else "are both empty; send one"
         raise _invalid("messages", f"and prompt {problem}")
@@ -148,17 +220,9 @@ def _check_prompt(request: Request, max_prompt_bytes: int) -> None:
         raise _invalid(f"messages[{len(request.messages) - 1}].content", "is empty")
     if not request.messages and not request.prompt.strip():
         raise _invalid("prompt", "is empty")
-    texts = [request.prompt, *(message.content for message in request.messages)]
-    size_bytes = sum(len(text.encode("utf-8", errors="surrogatepass")) for text in texts)
-    if size_bytes > max_prompt_bytes:
-        raise _invalid("messages", f"hold {size_bytes} bytes; at most {max_prompt_bytes} are taken")
-    if any("\ud800" <= char <= "\udfff" for text in texts for char in text):
-        raise _invalid("messages", "hold half of a surrogate pair, which is no text")
 
 
 def _check_tools(request: Request) -> None:
-    if len(request.tools) > MAX_TOOLS:
-        raise _invalid("tools", f"has {len(request.tools)} tools; at most {MAX_TOOLS} are taken")
     names = [tool.name for tool in request.tools]
     for index, name in enumerate(names):
         if not _TOOL_NAME.fullmatch(name):
@@ -180,8 +244,8 @@ def _check_sampling(sampling: Sampling) -> None:
         raise _invalid("sampling.temperature", f"must lie in [0, {MAX_TEMPERATURE:g}]")
     if not 0.0 < sampling.top_p <= 1.0:
         raise _invalid("sampling.top_p", "must lie in (0, 1]")
-    if sampling.top_k < 0:
-        raise _invalid("sampling.top_k", "must not be negative")
+    if not 0 <= sampling.top_k <= MAX_TOP_K:
+        raise _invalid("sampling.top_k", f"must lie in [0, {MAX_TOP_K}]")
     if not 0 <= sampling.seed < 2**64:
         raise _invalid("sampling.seed", "must fit 64 bits without a sign")
     is_bad_stop = any(not 0 < len(stop.encode()) <= MAX_STOP_BYTES for stop in sampling.stop)

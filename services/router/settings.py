@@ -61,9 +61,9 @@ class RouterSettings:
     startup_patience_s: float = 30.0
     """How long a router with an LLM waits for its SLM before it says that it is ready."""
     max_prompt_bytes: int = 1024 * 1024
-    """Largest prompt over all messages, in bytes."""
+    """Largest request, in bytes of text: messages, tool calls, tools and schema together."""
     max_body_bytes: int = 4 * 1024 * 1024
-    """Largest body of an HTTP request, in bytes."""
+    """Largest body of an HTTP request and largest gRPC message, in bytes."""
     max_requests: int = 256
     """Requests at once; beyond it they are refused with a retry delay."""
     llm_max_attempts: int = 64

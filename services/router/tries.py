@@ -124,4 +124,5 @@ def _job(company: Company, assignment: Assignment, pool: str, parent: str) -> Jo
         deadline=assignment.deadline,
         patience_s=company.llm_patience_s if pool == LLM else company.slm_patience_s,
         traceparent=parent,
+        priority=assignment.request.priority,
     )

@@ -9,12 +9,14 @@ from google.protobuf.duration_pb2 import Duration
 from services.router.answers import Attempt, Decision, Delta, Event, Finished, Started, Usage
 from services.router.requests import (
     Message,
+    Priority,
     Request,
     Role,
     Sampling,
     Tool,
     ToolCall,
     ToolMode,
+    check_counts,
     parse_parameters,
 )
 from services.router.stage import ModelCard
@@ -27,6 +29,12 @@ _ROLES: Final[dict[int, Role]] = {
     router_pb2.Message.ROLE_USER: "user",
     router_pb2.Message.ROLE_ASSISTANT: "assistant",
     router_pb2.Message.ROLE_TOOL: "tool",
+}
+_PRIORITIES: Final[dict[int, Priority]] = {
+    types_pb2.PRIORITY_UNSPECIFIED: "standard",
+    types_pb2.PRIORITY_INTERACTIVE: "interactive",
+    types_pb2.PRIORITY_STANDARD: "standard",
+    types_pb2.PRIORITY_BATCH: "batch",
 }
 _MODES: Final[dict[int, ToolMode]] = {
     router_pb2.ToolChoice.MODE_UNSPECIFIED: "auto",
@@ -52,10 +60,16 @@ _REASONS: Final = {
 
 def to_request(message: router_pb2.GenerateRequest) -> Request:
     """Return the request; raises InvalidArgument for what plain data cannot hold."""
+    num_tool_calls = sum(len(turn.tool_calls) for turn in message.messages)
+    check_counts(len(message.messages), num_tool_calls, len(message.tools))
     mode = message.tool_choice.mode
     if mode not in _MODES:
         raise InvalidArgument(
             f"The tool choice {mode} is not known.", {"field": "tool_choice.mode"}
+        )
+    if message.priority not in _PRIORITIES:
+        raise InvalidArgument(
+            f"The priority {message.priority} is not known.", {"field": "priority"}
         )
     return Request(
         model=message.model,
@@ -71,6 +85,7 @@ def to_request(message: router_pb2.GenerateRequest) -> Request:
         sampling=_sampling(message.sampling),
         workload=message.workload,
         idempotency_key=message.idempotency_key,
+        priority=_PRIORITIES[message.priority],
     )
 
 

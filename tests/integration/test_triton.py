@@ -31,7 +31,7 @@ from understudy.model.transformer import Transformer
 from understudy.model.weights import LoadedModel
 from understudy_kernels.package import build
 from understudy_kernels.packaging import remove_version, versions
-from understudy_kernels.packaging.serving.package_runtime import COMPILED, MANIFEST
+from understudy_kernels.packaging.serving.manifest import COMPILED, MANIFEST
 
 TIMEOUT_S = 60.0
 PARENT = f"00-{'7' * 32}-{'8' * 16}-01"
@@ -107,9 +107,9 @@ def asked(model: LoadedModel, num_tokens: int, layer: int = 1) -> tuple[Header, 
     hidden = torch.randn(num_tokens, config.hidden_size, generator=generator)
     header = Header(
         FrameType.REQUEST, 0, 0, layer, 0, 0, num_tokens, config.hidden_size,
-        config.num_experts_per_token, 0, config.num_ffn_shards,
+        config.num_choices(layer), 0, config.num_ffn_shards,
     )  # fmt: skip
-    if not config.is_moe:
+    if not config.is_mixture(layer):
         return header, Request((), hidden, None, None)
     scores = torch.rand(num_tokens, config.num_experts, generator=generator)
     weights, ids = scores.topk(config.num_experts_per_token)
@@ -134,13 +134,14 @@ def test_a_dense_feed_forward_is_the_same_in_triton(
     assert not list(SHARED_MEMORY.glob(f"understudy_experts_{os.getpid()}_*"))
 
 
+@pytest.mark.parametrize("layer", [0, 1], ids=["dense layer", "experts"])
 @pytest.mark.parametrize("num_tokens", [1, 33])
 def test_a_mixture_of_experts_is_the_same_in_triton(
-    server: TritonServer, packaged: Packaged, num_tokens: int
+    server: TritonServer, packaged: Packaged, num_tokens: int, layer: int
 ) -> None:
     model = packaged.mixture
     shards = TritonShards(server.grpc_address, packaged.mixture_name, model.digest, is_local=False)
-    request = asked(model, num_tokens)
+    request = asked(model, num_tokens, layer)
     expected = Holdings.take(model).compute(*request)
     torch.testing.assert_close(compute(shards, request), expected, rtol=1e-5, atol=1e-5)
     shards.close()

@@ -5,7 +5,8 @@
     104 tokens u32        108 zero u32        112 payload length u64
     120 XXH3-128 over the header before it and the payload
 
-The payload is [layer][K|V][token][kv_head][dim]. The checksum finds damage; who may write is the
+The payload is [layer][entry][token][head][dim], the entries being keys and values, or latents and
+rotated keys; after an int8 entry come its scales. The checksum finds damage; who may write is the
 matter of Redis access lists, and a reader that is asked for one hash accepts no other.
 """
 
@@ -31,11 +32,12 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 
 
 class ChunkDType(enum.IntEnum):
-    """Element type of keys and values."""
+    """Element type of what is cached per token."""
 
     FLOAT32 = 1
     FLOAT16 = 2
     BFLOAT16 = 3
+    INT8 = 4
 
 
 class Mismatch(enum.StrEnum):

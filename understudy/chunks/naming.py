@@ -27,8 +27,9 @@ def config_digest(
 ) -> bytes:
     """Return the digest of everything that keys and values depend on besides the tokens.
 
-    `model_digest` covers weights, config (rope included) and their file; the tokenizer needs no
-    place of its own because chains are over token ids. `adapter_digest` is empty for none.
+    `model_digest` covers weights, config (rope and what a layer caches included) and their file;
+    the tokenizer needs no place of its own because chains are over token ids. `adapter_digest` is
+    empty for none.
     """
     fields = (_FORMAT, LAYOUT, model_digest, adapter_digest, dtype, str(block_size), compute_mode)
     return _digest(*(field.encode() for field in fields))

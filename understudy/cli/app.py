@@ -23,7 +23,7 @@ from understudy.local.platform import find_platform, require_platform
 from understudy.local.settings import LocalSettings
 from understudy.local.site import TRACES_FILE
 from understudy.workloads import find_workload
-from understudy.workloads.snips.dataset import Split, load_rows, load_split
+from understudy.workloads.snips.dataset import Row, Split, load_rows, load_split
 
 API_KEY_VARIABLE: Final = "UNDERSTUDY_API_KEY"
 
@@ -42,6 +42,7 @@ Address = Annotated[
 ApiKey = Annotated[str | None, typer.Option(envvar=API_KEY_VARIABLE, help="Your API key.")]
 ModelName = Annotated[str, typer.Option("--model", help="auto, slm or llm.")]
 TimeoutS = Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds for one answer.")]
+PriorityName = Annotated[str, typer.Option("--priority", help="interactive, standard or batch.")]
 MaxTokens = Annotated[int | None, typer.Option(min=1, help="Most tokens to generate.")]
 
 
@@ -104,6 +105,7 @@ def call(
     ] = None,
     schema: Annotated[str | None, typer.Option(help="JSON Schema file for the answer.")] = None,
     max_tokens: MaxTokens = None,
+    priority: PriorityName = "standard",
     timeout_s: TimeoutS = 120.0,
     address: Address = None,
     api_key: ApiKey = None,
@@ -112,6 +114,7 @@ def call(
     params: GenerateParams = {
         "messages": [{"role": "user", "content": text}],
         "model": model,
+        "priority": priority,
         "timeout_s": timeout_s,
     }
     if max_tokens is not None:
@@ -177,10 +180,7 @@ def evaluate_command(
     """Score the platform on rows of the SNIPS workload; starts one when none is up."""
     if pool not in ("auto", "slm", "llm"):
         raise InvalidArgument(f"--pool is {pool!r}; use auto, slm or llm.", {"field": "pool"})
-    rows = load_rows(file) if file is not None else load_split(_split(split))
-    rows = rows[:limit]
-    if not rows:
-        raise InvalidArgument("There are no rows to evaluate.", {"field": "file"})
+    rows = _rows(file, split, limit)
     console = Console(stderr=json_file == Path("-"))
     workload = find_workload("snips")
 
@@ -216,6 +216,13 @@ def _show(console: Console, result: Comparison, pool: str, json_file: Path | Non
     elif json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
+
+
+def _rows(file: Path | None, split: str, limit: int | None) -> list[Row]:
+    rows = (load_rows(file) if file is not None else load_split(_split(split)))[:limit]
+    if not rows:
+        raise InvalidArgument("There are no rows to evaluate.", {"field": "file"})
+    return rows
 
 
 def _split(name: str) -> Split:

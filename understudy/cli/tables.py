@@ -7,12 +7,15 @@ from typing import Final
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from understudy.cli.figures import Evaluation, Interval
 from understudy.cli.traffic import Outcome
 from understudy.client import Answer, Decision
 
 UTTERANCE_CHARS: Final = 52
+REASON_CHARS: Final = 16
+"""The longest reason; a failure is spelled out below the table."""
 SHOWN_FAILURES: Final = 3
 _POOL_STYLES: Final = {"slm": "green", "llm": "cyan"}
 _SHARES: Final = ("exact_match", "tool_accuracy", "slot_f1", "schema_valid", "answered_by_slm")
@@ -20,30 +23,36 @@ _SHARES: Final = ("exact_match", "tool_accuracy", "slot_f1", "schema_valid", "an
 
 def outcomes_table(outcomes: Sequence[Outcome], llm_only: Sequence[Outcome]) -> Table:
     """Return one line per row: who answered, how sure, at what cost, and whether it was right."""
-    table = Table(title="Who answered", title_justify="left", box=None, pad_edge=False)
-    table.add_column("#", justify="right", style="dim")
-    table.add_column("utterance", no_wrap=True, overflow="ellipsis", max_width=UTTERANCE_CHARS)
-    for name in ("answered by", "reason"):
-        table.add_column(name, no_wrap=True)
-    for name in ("confidence", "cost", "of LLM"):
+    table = _table("Who answered")
+    table.add_column("#", justify="right", style="dim", no_wrap=True)
+    # The only column that gives way in a narrow terminal: what it hides is not a figure.
+    table.add_column("utterance", max_width=UTTERANCE_CHARS)
+    table.add_column("answered\nby", no_wrap=True)
+    table.add_column("reason", no_wrap=True, max_width=REASON_CHARS)
+    for name in ("confidence", "cost", "of\nLLM"):
         table.add_column(name, justify="right", no_wrap=True)
-    for name in ("right", "LLM alone"):
+    for name in ("right", "LLM\nalone"):
         table.add_column(name, justify="center", no_wrap=True)
     for number, (outcome, alone) in enumerate(zip(outcomes, llm_only, strict=True), 1):
         cells = _decision_cells(outcome.decision, outcome.failure)
         marks = (_mark(outcome.is_right), _mark(alone.is_right))
-        table.add_row(str(number), escape(outcome.row.text), *cells, *marks)
+        utterance = Text(outcome.row.text, no_wrap=True, overflow="ellipsis")
+        table.add_row(str(number), utterance, *cells, *marks)
     return table
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
 
 
 def chats_table(chats: Sequence[tuple[str, Answer]]) -> Table:
     """Return one line per conversation: no calibrator knows free text, so the LLM answers."""
-    table = Table(title="Chat", title_justify="left", box=None, pad_edge=False)
+    table = _table("Chat")
     table.add_column("prompt", max_width=36)
     table.add_column("answer", max_width=64)
-    for name in ("answered by", "reason"):
+    for name in ("answered\nby", "reason"):
         table.add_column(name, no_wrap=True)
-    table.add_column("cost", justify="right")
+    table.add_column("cost", justify="right", no_wrap=True)
     for prompt, answer in chats:
         pool, reason, _, cost, _ = _decision_cells(answer.decision, "")
         table.add_row(escape(prompt), escape(answer.text.strip()), pool, reason, cost)

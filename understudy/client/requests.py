@@ -25,6 +25,11 @@ _MODES: Final = {
     "none": router_pb2.ToolChoice.MODE_NONE,
     "required": router_pb2.ToolChoice.MODE_REQUIRED,
 }
+_PRIORITIES: Final = {
+    "interactive": types_pb2.PRIORITY_INTERACTIVE,
+    "standard": types_pb2.PRIORITY_STANDARD,
+    "batch": types_pb2.PRIORITY_BATCH,
+}
 _UINT32_MAX: Final = 2**32 - 1
 _UINT64_MAX: Final = 2**64 - 1
 
@@ -67,6 +72,7 @@ class GenerateParams(TypedDict, total=False):
     seed             same seed, same answer
     stop             end before any of these texts
     workload         workload name; left out, the router recognises it by its tools
+    priority         "interactive", "standard" (default) or "batch" (offline, fills the gaps)
     timeout_s        time for the whole answer, retries and resumes included
     idempotency_key  makes a repeated request return the same answer; generated when left out
     """
@@ -84,6 +90,7 @@ class GenerateParams(TypedDict, total=False):
     seed: int
     stop: Sequence[str]
     workload: str
+    priority: str
     timeout_s: float
     idempotency_key: str
 
@@ -104,6 +111,9 @@ def build_request(params: GenerateParams, idempotency_key: str) -> router_pb2.Ge
         sampling=_sampling(params),
         workload=params.get("workload", ""),
         idempotency_key=params.get("idempotency_key") or idempotency_key,
+        priority=_priority(params["priority"])
+        if "priority" in params
+        else types_pb2.PRIORITY_UNSPECIFIED,
     )
 
 
@@ -172,6 +182,12 @@ def _tool_choice(choice: str) -> router_pb2.ToolChoice:
     if choice in _MODES:
         return router_pb2.ToolChoice(mode=_MODES[choice])
     return router_pb2.ToolChoice(mode=router_pb2.ToolChoice.MODE_NAMED, name=choice)
+
+
+def _priority(name: str) -> types_pb2.Priority.ValueType:
+    if name not in _PRIORITIES:
+        raise _invalid("priority", f"is {name!r}; use one of {', '.join(_PRIORITIES)}")
+    return _PRIORITIES[name]
 
 
 def _sampling(params: GenerateParams) -> types_pb2.SamplingParams:

@@ -1,7 +1,8 @@
 """LoRA adapters on the attention projections (arXiv 2106.09685), chosen per row of a batch.
 
-Only q, k, v and o are ever adapted, so feed-forward and expert weights are the same for every
-request, whatever adapter it names.
+Only projections from and to the hidden states are adapted (q, k, v and o; the downward ones of
+latent attention), so feed-forward and expert weights are the same for every request, whatever
+adapter it names. An adapter's layer is an attention: LongCat has two of them in a layer.
 """
 
 import hashlib
@@ -19,8 +20,9 @@ from torch.nn import functional
 from understudy.errors import FailedPrecondition, Internal
 from understudy.model.config import ModelConfig
 from understudy.model.safetensors_io import read_file, write_file
+from understudy.model.shapes import attention_shapes
 
-PROJECTIONS: Final = ("q_proj", "k_proj", "v_proj", "o_proj")
+PROJECTIONS: Final = ("q_proj", "q_a_proj", "k_proj", "v_proj", "kv_a_proj_with_mqa", "o_proj")
 FORMAT: Final = "understudy-lora-1"
 
 
@@ -61,17 +63,13 @@ class Adapter:
 
 def adapter_shapes(config: ModelConfig, rank: int) -> Iterator[tuple[str, tuple[int, int]]]:
     """Yield the name and shape of every tensor of an adapter of this rank for this model."""
-    query_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    sizes = {
-        "q_proj": (config.hidden_size, query_size),
-        "k_proj": (config.hidden_size, kv_size),
-        "v_proj": (config.hidden_size, kv_size),
-        "o_proj": (query_size, config.hidden_size),
-    }
-    for layer in range(config.num_layers):
-        for projection, (size_in, size_out) in sizes.items():
-            yield f"layers.{layer}.{projection}.down", (rank, size_in)
-            yield f"layers.{layer}.{projection}.up", (size_out, rank)
+    for layer in range(config.num_attentions):
+        for name, shape in attention_shapes(config, layer):
+            projection = name.removesuffix(".weight").rpartition(".")[2]
+            if projection in PROJECTIONS:
+                size_out, size_in = shape
+                yield f"layers.{layer}.{projection}.down", (rank, size_in)
+                yield f"layers.{layer}.{projection}.up", (size_out, rank)
 
 
 def new_adapter(

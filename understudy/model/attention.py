@@ -1,6 +1,7 @@
-"""The attention seam, rotary positions, and the packed reference every other cache must equal."""
+"""The attention seam, and the packed reference every cache must equal."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -8,6 +9,48 @@ from torch import Tensor
 from torch.nn import functional
 
 from understudy.errors import Internal
+from understudy.model.linear import Linear
+
+
+@dataclass(frozen=True, slots=True)
+class LatentHeads:
+    """How keys and values of all heads come out of a token's latent.
+
+    Two equal ways to attend: `expand` the latents to keys and values (few latents, many queries),
+    or `absorb` the expansion into the queries, attend over latents alone, and `lift` the result
+    (many latents, few queries): DeepSeek-V2, arXiv 2405.04434, section 2.1.2.
+    """
+
+    up: Linear
+    key_up: Tensor  # (H, nope_dim, kv_rank)
+    value_up: Tensor  # (H, value_dim, kv_rank)
+    scale: float
+
+    @property
+    def value_dim(self) -> int:
+        """The width of one head's values."""
+        return self.value_up.shape[1]
+
+    def expand(self, latent: Tensor, rope_key: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keys (S, H, nope_dim + rope_dim) and values (S, H, value_dim) of S tokens.
+
+        `latent` is (S, kv_rank), `rope_key` (S, rope_dim).
+        """
+        num_heads, nope_dim = self.key_up.shape[:2]
+        both = self.up(latent).view(latent.shape[0], num_heads, -1)
+        key, value = both[..., :nope_dim], both[..., nope_dim:]
+        shared = rope_key[:, None].expand(-1, num_heads, -1)
+        return torch.cat((key, shared), dim=-1), value
+
+    def absorb(self, query: Tensor) -> Tensor:
+        """Return queries (T, H, kv_rank + rope_dim) that attend over latents and rope keys."""
+        nope_dim = self.key_up.shape[1]
+        nope, rope = query[..., :nope_dim], query[..., nope_dim:]
+        return torch.cat((torch.einsum("thn,hnr->thr", nope, self.key_up), rope), dim=-1)
+
+    def lift(self, attended: Tensor) -> Tensor:
+        """Return values (T, H, value_dim) of attended latents (T, H, kv_rank)."""
+        return torch.einsum("thr,hvr->thv", attended, self.value_up)
 
 
 class AttentionContext(Protocol):
@@ -20,26 +63,14 @@ class AttentionContext(Protocol):
         """
         ...
 
+    def attend_latent(
+        self, layer: int, query: Tensor, latent: Tensor, rope_key: Tensor, heads: LatentHeads
+    ) -> Tensor:
+        """Return what each query row sees, (T, H, value_dim), remembering latents only.
 
-class Rotary:
-    """Rotary position embedding in the Hugging Face layout (halves, not interleaved pairs)."""
-
-    def __init__(self, head_dim: int, theta: float) -> None:
-        self._head_dim, self._theta = head_dim, theta
-
-    def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Return cosine and sine of `positions` (T,), each (T, 1, head_dim / 2)."""
-        exponents = torch.arange(0, self._head_dim, 2, dtype=torch.int64, device=positions.device)
-        frequencies = 1.0 / (self._theta ** (exponents.float() / self._head_dim))
-        phase = positions.float()[:, None, None] * frequencies
-        return phase.cos(), phase.sin()
-
-
-def rotate(states: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate query or key rows (T, heads, head_dim) by the angles of their positions."""
-    cosine, sine = angles
-    first, second = states.chunk(2, dim=-1)
-    return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
+        `query` is (T, H, nope_dim + rope_dim), `latent` (T, kv_rank), `rope_key` (T, rope_dim).
+        """
+        ...
 
 
 class PackedCausal:
@@ -67,6 +98,21 @@ class PackedCausal:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:  # noqa: ARG002
         """Attend causally within each sequence; shapes as in `AttentionContext`."""
+        return self._attend(query, key, value, None)
+
+    def attend_latent(
+        self,
+        layer: int,  # noqa: ARG002
+        query: Tensor,
+        latent: Tensor,
+        rope_key: Tensor,
+        heads: LatentHeads,
+    ) -> Tensor:
+        """Attend over expanded latents; shapes as in `AttentionContext`."""
+        key, value = heads.expand(latent, rope_key)
+        return self._attend(query, key, value, heads.scale)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         if query.shape[0] != self._num_tokens:
             raise Internal(
                 f"The batch has {query.shape[0]} rows, its lengths add up to {self._num_tokens}."
@@ -77,6 +123,7 @@ class PackedCausal:
             self._pad(key),
             self._pad(value),
             is_causal=True,
+            scale=scale,
             enable_gqa=query.shape[1] != key.shape[1],
         )
         rows = attended.transpose(1, 2).flatten(0, 1)

@@ -13,15 +13,18 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from understudy.errors import NotFound
 from understudy.model.config import ModelConfig
+from understudy.model.linear import Matrix, Weights, matrix
 
 
 @dataclass(frozen=True, slots=True)
 class Gates:
-    """The experts chosen for each token and the weight of each choice."""
+    """The experts chosen for each token and the weight of each choice.
+
+    A choice of weight 0 asks for nothing, whatever expert it names.
+    """
 
     ids: Tensor  # (T, K) int64
     weights: Tensor  # (T, K) float32
@@ -47,31 +50,33 @@ class Experts(Protocol):
 class FfnWeights:
     """One SwiGLU feed-forward, or a slice of its inner dimension F."""
 
-    gate: Tensor  # (F, D)
-    up: Tensor  # (F, D)
-    down: Tensor  # (D, F)
+    gate: Matrix  # (F, D)
+    up: Matrix  # (F, D)
+    down: Matrix  # (D, F)
+
+    @classmethod
+    def of(cls, weights: Weights, prefix: str) -> "FfnWeights":
+        """Return the feed-forward whose canonical tensor names start with `prefix`."""
+        parts = (matrix(weights, f"{prefix}.{name}_proj.weight") for name in ("gate", "up", "down"))
+        return cls(*parts)
 
     def slice(self, start: int, stop: int) -> "FfnWeights":
         """Return the inner units [start, stop) in memory of their own layout."""
-        if start == 0 and stop == self.gate.shape[0]:
-            return self
-        # A contiguous copy of `down` makes the GEMM see the same layout wherever the shard lives.
         return FfnWeights(
-            self.gate[start:stop], self.up[start:stop], self.down[:, start:stop].contiguous()
+            self.gate.rows(start, stop), self.up.rows(start, stop), self.down.columns(start, stop)
         )
 
 
 def ffn_shard(weights: FfnWeights, hidden: Tensor) -> Tensor:
     """Return the partial sum (T, D) that one slice of a SwiGLU feed-forward adds to `hidden`."""
-    inner = functional.silu(functional.linear(hidden, weights.gate))
-    return functional.linear(inner * functional.linear(hidden, weights.up), weights.down)
+    return weights.gate.swiglu(weights.up, weights.down, hidden)
 
 
 def expert_partial(experts: Mapping[int, FfnWeights], hidden: Tensor, gates: Gates) -> Tensor:
     """Return the gate-weighted sum (T, D) over the given experts, in ascending expert id."""
     total = torch.zeros_like(hidden)
     for expert_id in sorted(experts):
-        rows, choice = torch.where(gates.ids == expert_id)
+        rows, choice = torch.where((gates.ids == expert_id) & (gates.weights != 0))
         if rows.numel():
             partial = ffn_shard(experts[expert_id], hidden[rows])
             weights = gates.weights[rows, choice].unsqueeze(-1)
@@ -79,18 +84,20 @@ def expert_partial(experts: Mapping[int, FfnWeights], hidden: Tensor, gates: Gat
     return total
 
 
-def dense_weights(weights: Mapping[str, Tensor], layer: int) -> FfnWeights:
+def dense_weights(weights: Weights, layer: int) -> FfnWeights:
     """Return the dense feed-forward of a layer from canonical tensor names."""
-    prefix = f"model.layers.{layer}.mlp"
-    gate, up, down = (weights[f"{prefix}.{name}_proj.weight"] for name in ("gate", "up", "down"))
-    return FfnWeights(gate, up, down)
+    return FfnWeights.of(weights, f"model.layers.{layer}.mlp")
 
 
-def expert_weights(weights: Mapping[str, Tensor], layer: int, expert_id: int) -> FfnWeights:
-    """Return one expert of a layer from canonical (Mixtral) tensor names."""
-    prefix = f"model.layers.{layer}.block_sparse_moe.experts.{expert_id}"
-    gate, down, up = (weights[f"{prefix}.{name}.weight"] for name in ("w1", "w2", "w3"))
-    return FfnWeights(gate, up, down)
+def expert_weights(weights: Weights, layer: int, expert_id: int) -> FfnWeights:
+    """Return one expert of a layer from canonical tensor names."""
+    return FfnWeights.of(weights, f"model.layers.{layer}.mlp.experts.{expert_id}")
+
+
+def is_placed(name: str) -> bool:
+    """Whether `Experts` computes with the tensor of that name, wherever it is placed."""
+    parts = (".mlp.experts.", ".mlp.gate_proj.", ".mlp.up_proj.", ".mlp.down_proj.")
+    return any(part in name for part in parts)
 
 
 def expert_range(config: ModelConfig, shard: int) -> range:
@@ -105,7 +112,7 @@ class FfnShards:
     def __init__(
         self,
         config: ModelConfig,
-        weights: Mapping[str, Tensor],
+        weights: Weights,
         layers: Iterable[int] | None = None,
         shards: Iterable[int] | None = None,
     ) -> None:
@@ -117,7 +124,7 @@ class FfnShards:
         size = config.ffn_size // config.num_ffn_shards
         for layer in held_layers:
             for shard in held_shards:
-                if config.is_moe:
+                if config.is_mixture(layer):
                     self._experts[layer, shard] = {
                         expert_id: expert_weights(weights, layer, expert_id)
                         for expert_id in expert_range(config, shard)
@@ -125,6 +132,10 @@ class FfnShards:
                 else:
                     whole = dense_weights(weights, layer)
                     self._dense[layer, shard] = whole.slice(shard * size, (shard + 1) * size)
+
+    def dense(self, layer: int, shard: int) -> FfnWeights:
+        """Return one slice of a dense feed-forward that is held."""
+        return self._dense[layer, shard]
 
     def partial(self, layer: int, shard: int, hidden: Tensor, gates: Gates | None) -> Tensor:
         """Return the partial sum (T, D) of one shard; gates are None exactly for a dense FFN.
@@ -165,8 +176,8 @@ class LocalExperts:
     more, slices are copied once and training of FFN weights is not possible through them.
     """
 
-    def __init__(self, config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
-        self._shards = FfnShards(config, weights)
+    def __init__(self, config: ModelConfig, weights: Weights) -> None:
+        self.shards = FfnShards(config, weights)
         self._num_shards = config.num_ffn_shards
 
     def submit(self, layer: int, hidden: Tensor, gates: Gates | None) -> PendingHidden:
@@ -175,4 +186,4 @@ class LocalExperts:
 
     def _compute(self, layer: int, hidden: Tensor, gates: Gates | None) -> Tensor:
         shards = range(self._num_shards)
-        return sum_partials([self._shards.partial(layer, s, hidden, gates) for s in shards])
+        return sum_partials([self.shards.partial(layer, s, hidden, gates) for s in shards])

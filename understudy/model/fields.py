@@ -32,6 +32,10 @@ class Fields:
         """Return a float; without a default the key is required."""
         return self._read(key, default, _as_number)
 
+    def optional_number(self, key: str) -> float | None:
+        """Return a float, or None where the key is absent or null."""
+        return None if self.raw.get(key) is None else self.number(key)
+
     def flag(self, key: str, *, default: bool) -> bool:
         """Return a boolean, or the default where the key is absent or null."""
         return self._read(key, default, lambda value: value if isinstance(value, bool) else None)
@@ -40,11 +44,23 @@ class Fields:
         """Return one integer or a list of them as a tuple; empty where absent or null."""
         return self._read(key, (), _as_integers)
 
+    def texts(self, key: str) -> tuple[str, ...]:
+        """Return a list of strings as a tuple; empty where absent or null."""
+        return self._read(key, (), _as_texts)
+
+    def numbers(self, key: str) -> tuple[float, ...]:
+        """Return a list of numbers as a tuple; empty where absent or null."""
+        return self._read(key, (), _as_numbers)
+
     def section(self, key: str) -> "Fields":
         """Return a nested mapping; empty where absent or null."""
         empty: dict[str, object] = {}
         nested = self._read(key, empty, lambda value: value if isinstance(value, dict) else None)
         return Fields(nested, f"{self.source}, {key}")
+
+    def has(self, key: str) -> bool:
+        """Say whether the key is there with a value."""
+        return self.raw.get(key) is not None
 
     def require(self, key: str, supported: object) -> None:
         """Refuse any value of `key` but the supported one; absent and null pass."""
@@ -82,3 +98,15 @@ def _as_integers(value: object) -> tuple[int, ...] | None:
     items = value if isinstance(value, list) else [value]
     integers = [item for item in map(_as_integer, items) if item is not None]
     return tuple(integers) if len(integers) == len(items) else None
+
+
+def _as_numbers(value: object) -> tuple[float, ...] | None:
+    items = value if isinstance(value, list) else [value]
+    numbers = [item for item in map(_as_number, items) if item is not None]
+    return tuple(numbers) if len(numbers) == len(items) else None
+
+
+def _as_texts(value: object) -> tuple[str, ...] | None:
+    items = value if isinstance(value, list) else [value]
+    texts = [item for item in items if isinstance(item, str)]
+    return tuple(texts) if len(texts) == len(items) else None

@@ -1,12 +1,13 @@
-"""GGUF files of the llama architecture, dequantised to float32 under canonical names.
+"""GGUF files under canonical names: dequantised to float32, or in blocks as the file has them.
 
-llama.cpp interleaves the rows of q and k for its rotary layout; they are put back here, so that
-tensors equal those of the Hugging Face checkpoint.
+For llama, llama.cpp's converter interleaves the rows of q and k for its rotary layout; they are
+put back here, so that tensors equal those of the Hugging Face checkpoint.
 """
 
 import mmap
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from understudy.errors import FailedPrecondition
 from understudy.model.config import ModelConfig
+from understudy.model.families import FAMILIES, gguf_names, read_gguf_config
 from understudy.model.gguf_header import TensorEntry, parse_header
 
 NAMES: Final[Mapping[str, str]] = {
@@ -29,41 +31,111 @@ LAYER_NAMES: Final[Mapping[str, str]] = {
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
     "attn_output": "self_attn.o_proj",
     "ffn_norm": "post_attention_layernorm",
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
-    "ffn_gate_inp": "block_sparse_moe.gate",
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
+    "ffn_gate_shexp": "mlp.shared_experts.gate_proj",
+    "ffn_up_shexp": "mlp.shared_experts.up_proj",
+    "ffn_down_shexp": "mlp.shared_experts.down_proj",
 }
 EXPERT_NAMES: Final[Mapping[str, str]] = {
-    "ffn_gate_exps": "w1",
-    "ffn_down_exps": "w2",
-    "ffn_up_exps": "w3",
+    "ffn_gate_exps": "gate_proj",
+    "ffn_down_exps": "down_proj",
+    "ffn_up_exps": "up_proj",
 }
-# Tables that only repeat what the metadata says.
-IGNORED: Final = frozenset({"rope_freqs.weight"})
-LAYER_PATTERN: Final = re.compile(r"blk\.(\d{1,5})\.(\w+)\.weight")
+# Divisors of rotary frequencies; they belong to the config.
+ROPE_TABLE: Final = "rope_freqs.weight"
+LAYER_PATTERN: Final = re.compile(r"blk\.(\d{1,5})\.(\w+)\.(weight|bias)")
 
 
-def read_gguf(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Return config and float32 tensors of a GGUF file.
+FLOAT_KINDS: Final[Mapping[str, torch.dtype]] = {
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+BLOCK_KINDS: Final = frozenset(("Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K"))
+"""Quantised types that are computed with as they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class GgufBlocks:
+    """A matrix (N, K) as the file has it."""
+
+    kind: gguf.GGMLQuantizationType
+    raw: Tensor  # (N, bytes of a row) uint8
+
+
+def read_gguf(path: Path) -> tuple[ModelConfig, Iterator[tuple[str, Tensor]]]:
+    """Return the config of a GGUF file, and its tensors in float32 one after the other.
 
     Raises FailedPrecondition naming the file, and the tensor where one is at fault.
     """
+    config, content, entries = _open(path)
+    return config, _tensors(path, config, content, entries, _dequantise)
+
+
+def read_gguf_blocks(
+    path: Path,
+) -> tuple[ModelConfig, Iterator[tuple[str, Tensor | GgufBlocks]]]:
+    """Return the config, and the tensors one after the other, quantised matrices in their blocks.
+
+    Matrices of 16 bits stay so; everything else is float32. Raises what `read_gguf` raises.
+    """
+    config, content, entries = _open(path)
+    return config, _stored(path, config, content, entries)
+
+
+def _open(path: Path) -> tuple[ModelConfig, memoryview, list[TensorEntry]]:
     content = _map(path)
     header = parse_header(path.name, content)
-    shapes = {entry.name: entry.shape for entry in header.tensors}
+    entries = {entry.name: entry for entry in header.tensors}
     metadata = dict(header.metadata)
-    if "token_embd.weight" in shapes:
-        metadata.setdefault("llama.vocab_size", shapes["token_embd.weight"][0])
-    config = ModelConfig.from_gguf(metadata, tie_embeddings="output.weight" not in shapes)
-    weights: dict[str, Tensor] = {}
-    for entry in header.tensors:
-        if entry.name not in IGNORED:
-            value = _dequantise(path, content, entry)
-            weights.update(_canonical(path, config, entry.name, value))
-    return config, weights
+    if "token_embd.weight" in entries:
+        key = f"{gguf_names(metadata)[1].architecture}.vocab_size"
+        metadata.setdefault(key, entries["token_embd.weight"].shape[0])
+    table = entries.pop(ROPE_TABLE, None)
+    config = read_gguf_config(
+        metadata,
+        tie_embeddings="output.weight" not in entries,
+        rope_factors=() if table is None else _dequantise(path, content, table).tolist(),
+    )
+    return config, content, list(entries.values())
+
+
+def _tensors(
+    path: Path,
+    config: ModelConfig,
+    content: memoryview,
+    entries: list[TensorEntry],
+    read: Callable[[Path, memoryview, TensorEntry], Tensor],
+) -> Iterator[tuple[str, Tensor]]:
+    for entry in entries:
+        yield from _canonical(path, config, entry.name, read(path, content, entry)).items()
+
+
+def _stored(
+    path: Path, config: ModelConfig, content: memoryview, entries: list[TensorEntry]
+) -> Iterator[tuple[str, Tensor | GgufBlocks]]:
+    for entry in entries:
+        is_matrix, kind = len(entry.shape) > 1, entry.kind.name
+        if is_matrix and kind in BLOCK_KINDS:
+            for name, raw in _tensors(path, config, content, [entry], _raw):
+                yield name, GgufBlocks(entry.kind, raw)
+        elif is_matrix and kind in FLOAT_KINDS:
+            for name, raw in _tensors(path, config, content, [entry], _raw):
+                yield name, raw.view(FLOAT_KINDS[kind])
+        else:
+            yield from _tensors(path, config, content, [entry], _dequantise)
+
+
+def _raw(path: Path, content: memoryview, entry: TensorEntry) -> Tensor:  # noqa: ARG001
+    raw = np.frombuffer(content, np.uint8, entry.size_bytes, entry.start)
+    return torch.tensor(raw.reshape(*entry.shape[:-1], entry.row_bytes))
 
 
 def _map(path: Path) -> memoryview:
@@ -93,15 +165,20 @@ def _canonical(path: Path, config: ModelConfig, name: str, value: Tensor) -> dic
     if plain is not None:
         return {f"{plain}.weight": value}
     match = LAYER_PATTERN.fullmatch(name)
-    layer, kind = match.groups() if match else ("", "")
+    layer, kind, what = match.groups() if match else ("", "", "")
     prefix = f"model.layers.{layer}"
     if kind in LAYER_NAMES:
+        names = FAMILIES[config.family].gguf
         heads = {"attn_q": config.num_heads, "attn_k": config.num_kv_heads}.get(kind)
-        straight = value if heads is None else _halves(path, name, value, heads)
-        return {f"{prefix}.{LAYER_NAMES[kind]}.weight": straight}
+        is_interleaved = names is not None and names.has_interleaved_rows
+        if heads is not None and what == "weight" and is_interleaved:
+            value = _halves(path, name, value, heads)
+        if kind == "ffn_gate_inp_shexp":
+            value = value.reshape(1, -1)  # llama.cpp keeps the single row as a vector
+        return {f"{prefix}.{LAYER_NAMES[kind]}.{what}": value}
     if kind in EXPERT_NAMES:
         return {
-            f"{prefix}.block_sparse_moe.experts.{expert_id}.{EXPERT_NAMES[kind]}.weight": expert
+            f"{prefix}.mlp.experts.{expert_id}.{EXPERT_NAMES[kind]}.weight": expert
             for expert_id, expert in enumerate(value.unbind(0))
         }
     raise FailedPrecondition(f"{path.name} has the unknown tensor {name!r}.", {"tensor": name})

@@ -1,9 +1,8 @@
-"""Keys and values in fixed blocks, and attention over block tables.
+"""Keys and values, or latents, in fixed blocks, and attention over block tables.
 
-Blocks are stored block-major, `[block][layer][K|V][token][kv_head][dim]`, so that one block is one
-contiguous run of bytes: what the KV tier stores and what a restarted worker reads back. Which
-sequence owns which block is the block manager's business; this module touches tensors only and
-expects the caller to be in `torch.inference_mode()`.
+How a block is laid out is the matter of `kv_planes`; which sequence owns which block that of the
+block manager. This module touches tensors only and expects the caller to be in
+`torch.inference_mode()`.
 """
 
 from collections.abc import Sequence
@@ -14,11 +13,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from understudy.errors import FailedPrecondition, Internal
+from understudy.model import kv_planes
+from understudy.model.attention import LatentHeads
 from understudy.model.config import ModelConfig
 
 
 class PagedKv:
-    """Storage for `num_blocks` blocks of `block_size` tokens, all layers, keys and values."""
+    """Storage for `num_blocks` blocks of `block_size` tokens, whatever each layer caches."""
 
     def __init__(
         self,
@@ -27,22 +28,26 @@ class PagedKv:
         block_size: int,
         dtype: torch.dtype = torch.float32,
     ) -> None:
+        """Reserve the blocks; `dtype` is one of `kv_planes.DTYPES`."""
         if num_blocks <= 0 or block_size <= 0:
             raise Internal(f"Paged KV needs blocks, got {num_blocks} of {block_size} tokens.")
+        if dtype not in kv_planes.DTYPES.values():
+            raise Internal(f"KV cannot be cached as {dtype}.")
         self.num_blocks, self.block_size = num_blocks, block_size
-        inner = (config.num_layers, 2, block_size, config.num_kv_heads, config.head_dim)
+        self.block_bytes = kv_planes.block_bytes(config, block_size, dtype)
         # Zeros, so that padding read past a sequence's end is finite before it is masked.
-        self._storage = torch.zeros((num_blocks, *inner), dtype=dtype)
+        self._storage = torch.zeros((num_blocks, self.block_bytes), dtype=torch.uint8)
+        self._planes = list(kv_planes.cut_planes(self._storage, config, block_size, dtype))
+        self._config, self._dtype = config, dtype
 
-    @property
-    def block_bytes(self) -> int:
-        """The size of one exported block."""
-        return self._storage[0].numel() * self._storage.element_size()
+    def stacked(self) -> kv_planes.Plane:
+        """Return keys and values of all layers as one plane; see `kv_planes.stack_planes`."""
+        return kv_planes.stack_planes(self._storage, self._config, self.block_size, self._dtype)
 
     def export_block(self, block: int) -> bytes:
-        """Return one block as bytes `[layer][K|V][token][kv_head][dim]` in the storage's dtype."""
+        """Return one block as bytes `[layer][entry][token][head][width]` in the KV's dtype."""
         self._check(block)
-        return self._storage[block].view(torch.uint8).numpy().tobytes()
+        return self._storage[block].numpy().tobytes()
 
     def import_block(self, block: int, content: bytes | bytearray | memoryview) -> None:
         """Overwrite one block with exported bytes.
@@ -54,23 +59,17 @@ class PagedKv:
             raise FailedPrecondition(
                 f"A KV block here has {self.block_bytes} bytes, the given one {len(content)}."
             )
-        source = torch.frombuffer(bytearray(content), dtype=self._storage.dtype)
-        self._storage[block].copy_(source.view(self._storage.shape[1:]))
+        self._storage[block].copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
 
-    def write(
-        self, layer: int, blocks: Tensor, offsets: Tensor, key: Tensor, value: Tensor
-    ) -> None:
-        """Store key and value rows (T, kv_heads, head_dim) at (blocks, offsets), both (T,)."""
-        for which, rows in enumerate((key, value)):
-            self._storage[:, layer, which][blocks, offsets] = rows.to(self._storage.dtype)
+    def write(self, layer: int, blocks: Tensor, offsets: Tensor, *entries: Tensor) -> None:
+        """Store rows (T, heads, width) of each cache entry at (blocks, offsets), both (T,)."""
+        for plane, rows in zip(self._planes[layer], entries, strict=True):
+            plane.write(blocks, offsets, rows)
 
     def read(self, layer: int, blocks: Tensor) -> tuple[Tensor, Tensor]:
-        """Return keys and values of tables (B, n): (B, kv_heads, n * block_size, head_dim)."""
-        flat = blocks.flatten()
-        keys = self._storage[:, layer, 0].index_select(0, flat)
-        values = self._storage[:, layer, 1].index_select(0, flat)
-        shape = (blocks.shape[0], -1, *keys.shape[2:])
-        return keys.view(shape).transpose(1, 2).float(), values.view(shape).transpose(1, 2).float()
+        """Return both entries of tables (B, n) in float32: (B, heads, n * block_size, width)."""
+        first, second = self._planes[layer]
+        return first.read(blocks), second.read(blocks)
 
     def _check(self, block: int) -> None:
         if not 0 <= block < self.num_blocks:
@@ -130,37 +129,80 @@ class PagedContext:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Store the new keys and values, then attend over everything each sequence has."""
-        if query.shape[0] != self._num_rows:
-            raise Internal(f"The step has {query.shape[0]} rows, its sequences {self._num_rows}.")
-        self._kv.write(layer, self._write_blocks, self._write_offsets, key, value)
+        self._write(layer, query, key, value)
         attended = torch.empty_like(query)
         if self._decodes is not None:
-            attended[self._decodes.rows] = self._attend_decodes(layer, query, self._decodes)
+            rows = self._decodes.rows
+            keys, values = self._kv.read(layer, self._decodes.blocks)
+            attended[rows] = _attend_decodes(query[rows], keys, values, self._decodes.mask, None)
         for chunk in self._chunks:
-            attended[chunk.rows] = self._attend_chunk(layer, query[chunk.rows], chunk)
+            keys, values = self._kv.read(layer, chunk.blocks)
+            attended[chunk.rows] = _attend_chunk(query[chunk.rows], keys, values, chunk.mask, None)
         return attended
 
-    def _attend_decodes(self, layer: int, query: Tensor, decodes: _Decodes) -> Tensor:
-        keys, values = self._kv.read(layer, decodes.blocks)
-        chosen = query[decodes.rows]  # (B, H, head_dim)
-        # Heads that share keys become query rows of one head: nothing is repeated in memory.
-        grouped = chosen.view(chosen.shape[0], keys.shape[1], -1, chosen.shape[2])
-        attended = functional.scaled_dot_product_attention(
-            grouped, keys, values, attn_mask=decodes.mask
-        )
-        return attended.flatten(1, 2)
+    def attend_latent(
+        self, layer: int, query: Tensor, latent: Tensor, rope_key: Tensor, heads: LatentHeads
+    ) -> Tensor:
+        """Store the new latents, then attend: decodes over latents, chunks over expanded ones."""
+        self._write(layer, query, latent[:, None], rope_key[:, None])
+        attended = query.new_empty(*query.shape[:2], heads.value_dim)
+        if self._decodes is not None:
+            rows, mask = self._decodes.rows, self._decodes.mask
+            latents, rope_keys = self._kv.read(layer, self._decodes.blocks)
+            keys, absorbed = torch.cat((latents, rope_keys), dim=-1), heads.absorb(query[rows])
+            seen = _attend_decodes(absorbed, keys, latents, mask, heads.scale)
+            attended[rows] = heads.lift(seen)
+        for chunk in self._chunks:
+            latents, rope_keys = self._kv.read(layer, chunk.blocks)
+            end = chunk.mask.shape[1]
+            keys, values = heads.expand(latents[0, 0, :end], rope_keys[0, 0, :end])
+            attended[chunk.rows] = _attend_chunk(
+                query[chunk.rows],
+                keys.transpose(0, 1)[None],
+                values.transpose(0, 1)[None],
+                chunk.mask,
+                heads.scale,
+            )
+        return attended
 
-    def _attend_chunk(self, layer: int, query: Tensor, chunk: _Chunk) -> Tensor:
-        keys, values = self._kv.read(layer, chunk.blocks)
-        end = chunk.mask.shape[1]
-        attended = functional.scaled_dot_product_attention(
-            query.transpose(0, 1)[None],
-            keys[:, :, :end],
-            values[:, :, :end],
-            attn_mask=chunk.mask,
-            enable_gqa=query.shape[1] != keys.shape[1],
-        )
-        return attended[0].transpose(0, 1)
+    def _write(self, layer: int, query: Tensor, *entries: Tensor) -> None:
+        if query.shape[0] != self._num_rows:
+            raise Internal(f"The step has {query.shape[0]} rows, its sequences {self._num_rows}.")
+        self._kv.write(layer, self._write_blocks, self._write_offsets, *entries)
+
+
+def _attend_decodes(
+    query: Tensor,  # (B, H, width)
+    keys: Tensor,  # (B, kv_heads, S, width)
+    values: Tensor,
+    mask: Tensor,
+    scale: float | None,
+) -> Tensor:
+    # Heads that share keys become query rows of one head: nothing is repeated in memory.
+    grouped = query.view(query.shape[0], keys.shape[1], -1, query.shape[2])
+    attended = functional.scaled_dot_product_attention(
+        grouped, keys, values, attn_mask=mask, scale=scale
+    )
+    return attended.flatten(1, 2)
+
+
+def _attend_chunk(
+    query: Tensor,  # (T, H, width)
+    keys: Tensor,  # (1, kv_heads, S, width)
+    values: Tensor,
+    mask: Tensor,
+    scale: float | None,
+) -> Tensor:
+    end = mask.shape[1]
+    attended = functional.scaled_dot_product_attention(
+        query.transpose(0, 1)[None],
+        keys[:, :, :end],
+        values[:, :, :end],
+        attn_mask=mask,
+        scale=scale,
+        enable_gqa=query.shape[1] != keys.shape[1],
+    )
+    return attended[0].transpose(0, 1)
 
 
 def _check(kv: PagedKv, sequence: PagedSequence) -> None:

@@ -1,12 +1,12 @@
 """Safetensors in and out: float files, and our int8 files with one scale per output row.
 
-An int8 matrix `name` (R, C) travels with `name.scale` (R,): value = int8 * scale. Everything is
-float32 in memory.
+An int8 matrix `name` (R, C) travels with `name.scale` (R,): value = int8 * scale.
 """
 
 import json
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from understudy.errors import FailedPrecondition
 from understudy.model.config import ModelConfig
+from understudy.model.families import family_named, read_hf, write_hf
 
 SCALE_SUFFIX: Final = ".scale"
 CONFIG_NAME: Final = "config.json"
@@ -25,8 +26,33 @@ INDEX_NAME: Final = "model.safetensors.index.json"
 FLOAT_TYPES: Final = (torch.float32, torch.float16, torch.bfloat16)
 
 
+@dataclass(frozen=True, slots=True)
+class Int8Rows:
+    """A matrix of int8 with a scale for each row."""
+
+    values: Tensor  # (R, C) int8
+    scales: Tensor  # (R,) float32
+
+    def dense(self) -> Tensor:
+        """Return the matrix in float32."""
+        return self.values.float() * self.scales[:, None]
+
+
 def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return every tensor of a file as float32, int8 ones scaled, and the file's metadata.
+
+    Raises FailedPrecondition naming the file, and the tensor where one is at fault.
+    """
+    stored, metadata = read_stored(path)
+    tensors = {
+        name: value.dense() if isinstance(value, Int8Rows) else value.float()
+        for name, value in stored.items()
+    }
+    return tensors, metadata
+
+
+def read_stored(path: Path) -> tuple[dict[str, Tensor | Int8Rows], dict[str, str]]:
+    """Return every tensor of a file in the file's own type, and the file's metadata.
 
     Raises FailedPrecondition naming the file, and the tensor where one is at fault.
     """
@@ -36,7 +62,7 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             metadata = dict(opened.metadata() or {})
     except (SafetensorError, OSError, ValueError) as error:
         raise FailedPrecondition(f"{path.name} is no readable safetensors: {error}.") from error
-    return dict(_to_float32(path.name, raw)), metadata
+    return dict(_paired(path.name, raw)), metadata
 
 
 def write_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -65,13 +91,15 @@ def save_model(
     """Write `config.json` and `model.safetensors`; int8 applies to matrices, vectors stay float."""
     directory.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
-    for name, weight in weights.items():
+    family = family_named(config.family)
+    for canonical, weight in weights.items():
+        name = family.spelled(canonical)
         if is_int8 and weight.dim() == 2:
             tensors[name], tensors[name + SCALE_SUFFIX] = quantise_rows(weight)
         else:
             tensors[name] = weight.detach().clone()
     write_file(directory / WEIGHTS_NAME, tensors, {"format": "pt", **(metadata or {})})
-    (directory / CONFIG_NAME).write_text(json.dumps(config.to_hf(), indent=2) + "\n", "utf-8")
+    (directory / CONFIG_NAME).write_text(json.dumps(write_hf(config), indent=2) + "\n", "utf-8")
 
 
 def read_config(directory: Path) -> ModelConfig:
@@ -83,7 +111,7 @@ def read_config(directory: Path) -> ModelConfig:
         raise FailedPrecondition(f"{source} is unreadable: {error}.") from error
     if not isinstance(raw, dict):
         raise FailedPrecondition(f"{source} holds no JSON object.")
-    return ModelConfig.from_hf(raw)
+    return read_hf(raw)
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -101,15 +129,15 @@ def weight_files(directory: Path) -> list[Path]:
     return [directory / name for name in sorted(names)]
 
 
-def _to_float32(file: str, raw: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+def _paired(file: str, raw: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor | Int8Rows]]:
     for name, value in raw.items():
         owner = name.removesuffix(SCALE_SUFFIX)
         if owner != name and owner in raw and raw[owner].dtype == torch.int8:
             continue
         if value.dtype == torch.int8:
-            yield name, _scaled(file, name, value, raw.get(name + SCALE_SUFFIX))
+            yield name, _int8(file, name, value, raw.get(name + SCALE_SUFFIX))
         elif value.dtype in FLOAT_TYPES:
-            yield name, value.float()
+            yield name, value
         else:
             raise FailedPrecondition(
                 f"{file} has {name!r} as {value.dtype}; F32, F16, BF16 and scaled I8 are read.",
@@ -117,7 +145,7 @@ def _to_float32(file: str, raw: Mapping[str, Tensor]) -> Iterator[tuple[str, Ten
             )
 
 
-def _scaled(file: str, name: str, value: Tensor, scale: Tensor | None) -> Tensor:
+def _int8(file: str, name: str, value: Tensor, scale: Tensor | None) -> Int8Rows:
     if scale is None:
         raise FailedPrecondition(
             f"{file} has int8 {name!r} without {name + SCALE_SUFFIX!r}.", {"tensor": name}
@@ -128,4 +156,4 @@ def _scaled(file: str, name: str, value: Tensor, scale: Tensor | None) -> Tensor
             f" {tuple(value.shape)}; expected one per row.",
             {"tensor": name},
         )
-    return value.float() * scale.float()[:, None]
+    return Int8Rows(value, scale.float())

@@ -1,53 +1,112 @@
-"""The forward pass of the llama family and its mixtures, over two seams.
+"""The forward pass of every family, over two seams.
 
 Where keys and values live is the `AttentionContext`'s business; where feed-forwards are computed
 is that of `Experts`. The forward itself is plain differentiable torch: gradients flow into every
 weight that requires them, and nothing here switches them off.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from understudy.model.adapter import AdapterBatch
-from understudy.model.attention import AttentionContext, Rotary, rotate
+from understudy.model.attention import AttentionContext
 from understudy.model.config import ModelConfig
-from understudy.model.ffn import Experts, Gates, LocalExperts
+from understudy.model.feed_forward import FeedForward
+from understudy.model.ffn import Experts, FfnWeights, LocalExperts, ffn_shard
+from understudy.model.grouped import GroupedAttention
+from understudy.model.latent import LatentAttention
+from understudy.model.linear import Weights, matrix, vector
+from understudy.model.paged import PagedContext, PagedKv, PagedSequence
+from understudy.model.rope import Angles, Rotary
+from understudy.model.sampling import Sampled, SamplingParams, sample
+from understudy.model.shapes import layer_prefix
+
+
+class _Attention(Protocol):
+    def __call__(
+        self,
+        hidden: Tensor,
+        angles: Angles,
+        context: AttentionContext,
+        adapter: AdapterBatch | None,
+    ) -> Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Sublayer:
+    """An attention with its norm, and the norm of the feed-forward after it."""
+
+    attention: _Attention
+    attention_norm: Tensor
+    ffn_norm: Tensor
+    eps: float
+
+    def attend(
+        self,
+        hidden: Tensor,
+        angles: Angles,
+        context: AttentionContext,
+        adapter: AdapterBatch | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the hidden states after attention, and normed for the feed-forward."""
+        normed = normalise(hidden, self.attention_norm, self.eps)
+        hidden = hidden + self.attention(normed, angles, context, adapter)
+        return hidden, normalise(hidden, self.ffn_norm, self.eps)
 
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    attention_norm: Tensor
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    output: Tensor
-    ffn_norm: Tensor
-    gate: Tensor | None
+    """Sublayers around one feed-forward that `Experts` computes.
+
+    With several sublayers each has a dense FFN here, and the mixture's answer is only waited for
+    after the last: the shortcut that hides it (ScMoE; LongCat-Flash, arXiv 2509.01322, section 2).
+    """
+
+    sublayers: tuple[_Sublayer, ...]
+    dense: tuple[FfnWeights, ...]
+    feed_forward: FeedForward
+
+    def __call__(
+        self,
+        hidden: Tensor,
+        angles: Angles,
+        context: AttentionContext,
+        adapter: AdapterBatch | None,
+    ) -> Tensor:
+        first, *others = self.sublayers
+        hidden, normed = first.attend(hidden, angles, context, adapter)
+        pending = self.feed_forward.submit(normed)
+        for sublayer, ffn in zip(others, self.dense, strict=False):
+            hidden = hidden + ffn_shard(ffn, normed)
+            hidden, normed = sublayer.attend(hidden, angles, context, adapter)
+        if self.dense:
+            hidden = hidden + ffn_shard(self.dense[-1], normed)
+        return hidden + pending.wait()
 
 
 class Transformer:
-    """A decoder over checked weights under canonical (Hugging Face) names."""
+    """A decoder over checked weights under canonical names."""
 
     def __init__(
-        self,
-        config: ModelConfig,
-        weights: Mapping[str, Tensor],
-        experts: Experts | None = None,
+        self, config: ModelConfig, weights: Weights, experts: Experts | None = None
     ) -> None:
         """Keep references to `weights`; feed-forwards are local unless `experts` is given."""
         self.config = config
-        self._experts: Experts = LocalExperts(config, weights) if experts is None else experts
-        self._rotary = Rotary(config.head_dim, config.rope_theta)
-        self._layers = [_layer(config, weights, layer) for layer in range(config.num_layers)]
-        self._embedding = weights["model.embed_tokens.weight"]
-        self._embedding_up = weights.get("model.embed_up_proj.weight")
-        self._norm = weights["model.norm.weight"]
-        self._head_down = weights.get("model.embed_down_proj.weight")
-        self._head = self._embedding if config.tie_embeddings else weights["lm_head.weight"]
+        used: Experts = LocalExperts(config, weights) if experts is None else experts
+        self._rotary = Rotary(config)
+        self._layers = [_layer(config, weights, i, used) for i in range(config.num_layers)]
+        self._embedding = matrix(weights, "model.embed_tokens.weight")
+        self._norm = vector(weights, "model.norm.weight")
+        is_factorised = config.embedding_size is not None
+        self._up = matrix(weights, "model.embed_up_proj.weight") if is_factorised else None
+        self._down = matrix(weights, "model.embed_down_proj.weight") if is_factorised else None
+        is_tied = config.tie_embeddings
+        self._head = self._embedding if is_tied else matrix(weights, "lm_head.weight")
 
     def forward(
         self,
@@ -57,69 +116,65 @@ class Transformer:
         adapter: AdapterBatch | None = None,
     ) -> Tensor:
         """Return the final-normed hidden states (T, D) of `tokens` (T,) at `positions` (T,)."""
-        hidden = functional.embedding(tokens, self._embedding)
-        if self._embedding_up is not None:
-            hidden = functional.linear(hidden, self._embedding_up)
+        hidden = self._embedding.embed(tokens)
+        if self._up is not None:
+            hidden = self._up.multiply(hidden)
         angles = self._rotary.angles(positions)
-        for index, layer in enumerate(self._layers):
-            hidden = hidden + self._attend(index, layer, hidden, angles, attention, adapter)
-            normed = self._normalise(hidden, layer.ffn_norm)
-            gates = None if layer.gate is None else self._choose_experts(normed, layer.gate)
-            hidden = hidden + self._experts.submit(index, normed, gates).wait()
-        return self._normalise(hidden, self._norm)
+        for layer in self._layers:
+            hidden = layer(hidden, angles, attention, adapter)
+        return normalise(hidden, self._norm, self.config.rms_norm_eps)
+
+    def advance(
+        self,
+        tokens: Tensor,
+        kv: PagedKv,
+        sequences: Sequence[PagedSequence],
+        adapter: AdapterBatch | None = None,
+    ) -> Tensor:
+        """Return the final-normed hidden states (T, D) of the new `tokens` (T,) of `sequences`."""
+        positions = torch.cat([torch.arange(each.num_cached, each.end) for each in sequences])
+        return self.forward(tokens, positions, PagedContext(kv, sequences), adapter)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits (T, V) of final-normed hidden states (T, D)."""
-        if self._head_down is not None:
-            hidden = functional.linear(hidden, self._head_down)
-        return functional.linear(hidden, self._head)
+        if self._down is not None:
+            hidden = self._down.multiply(hidden)
+        return self._head.multiply(hidden)
 
-    def _attend(
+    def sample(
         self,
-        index: int,
-        layer: _Layer,
-        hidden: Tensor,
-        angles: tuple[Tensor, Tensor],
-        attention: AttentionContext,
-        adapter: AdapterBatch | None,
-    ) -> Tensor:
-        normed = self._normalise(hidden, layer.attention_norm)
-        query = functional.linear(normed, layer.query)
-        key = functional.linear(normed, layer.key)
-        value = functional.linear(normed, layer.value)
-        if adapter is not None:
-            query = adapter.apply(index, "q_proj", normed, query)
-            key = adapter.apply(index, "k_proj", normed, key)
-            value = adapter.apply(index, "v_proj", normed, value)
-        heads = (hidden.shape[0], -1, self.config.head_dim)
-        attended = attention.attend(
-            index,
-            rotate(query.view(heads), angles),
-            rotate(key.view(heads), angles),
-            value.view(heads),
-        ).flatten(1)
-        output = functional.linear(attended, layer.output)
-        return output if adapter is None else adapter.apply(index, "o_proj", attended, output)
-
-    def _normalise(self, hidden: Tensor, weight: Tensor) -> Tensor:
-        return functional.rms_norm(hidden, weight.shape, weight, self.config.rms_norm_eps)
-
-    def _choose_experts(self, hidden: Tensor, gate: Tensor) -> Gates:
-        probabilities = functional.linear(hidden, gate).softmax(dim=-1, dtype=torch.float32)
-        weights, ids = probabilities.topk(self.config.num_experts_per_token, dim=-1)
-        return Gates(ids, weights / weights.sum(dim=-1, keepdim=True))
+        logits: Tensor,
+        params: Sequence[SamplingParams],
+        seeds: Sequence[int],
+        positions: Sequence[int],
+        mask: Tensor | None = None,
+    ) -> Sampled:
+        """Choose a token for each row of `logits`; see `understudy.model.sampling.sample`."""
+        return sample(logits, params, seeds, positions, mask)
 
 
-def _layer(config: ModelConfig, weights: Mapping[str, Tensor], layer: int) -> _Layer:
-    prefix = f"model.layers.{layer}"
-    projections = (weights[f"{prefix}.self_attn.{name}_proj.weight"] for name in "qkvo")
-    query, key, value, output = projections
+def normalise(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Return the RMS norm of `hidden` (T, D)."""
+    return functional.rms_norm(hidden, weight.shape, weight, eps)
+
+
+def _layer(config: ModelConfig, weights: Weights, layer: int, experts: Experts) -> _Layer:
+    num = config.attentions_per_layer
+    prefix = f"model.layers.{layer}.mlps"
+    dense = (FfnWeights.of(weights, f"{prefix}.{place}") for place in range(num if num > 1 else 0))
     return _Layer(
-        attention_norm=weights[f"{prefix}.input_layernorm.weight"],
-        query=query,
-        key=key,
-        value=value,
-        output=output,
-        ffn_norm=weights[f"{prefix}.post_attention_layernorm.weight"],
-        gate=weights[f"{prefix}.block_sparse_moe.gate.weight"] if config.is_moe else None,
+        tuple(_sublayer(config, weights, layer * num + place) for place in range(num)),
+        tuple(dense),
+        FeedForward(config, weights, layer, experts),
+    )
+
+
+def _sublayer(config: ModelConfig, weights: Weights, index: int) -> _Sublayer:
+    prefix, place = layer_prefix(config, index)
+    variant = GroupedAttention if config.latent is None else LatentAttention
+    return _Sublayer(
+        attention=variant(config, weights, index),
+        attention_norm=vector(weights, f"{prefix}.input_layernorm{place}.weight"),
+        ffn_norm=vector(weights, f"{prefix}.post_attention_layernorm{place}.weight"),
+        eps=config.rms_norm_eps,
     )

@@ -1,75 +1,152 @@
 """Loading a model from a GGUF file or a safetensors directory, every tensor checked."""
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import torch
 from torch import Tensor
 
 from understudy.errors import FailedPrecondition
 from understudy.model.config import ModelConfig
-from understudy.model.gguf import read_gguf
-from understudy.model.safetensors_io import read_config, read_file, weight_files
+from understudy.model.families import family_named
+from understudy.model.decoder import Compute
+from understudy.model.gguf import GgufBlocks, read_gguf, read_gguf_blocks
+from understudy.model.linear import Matrix, Weights
+from understudy.model.safetensors_io import (
+    Int8Rows,
+    read_config,
+    read_file,
+    read_stored,
+    weight_files,
+)
+from understudy.model.shapes import expected_shapes
 
+MATRIX_DTYPES: Final = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+"""Types that plain matrices are kept in."""
 READ_SIZE_BYTES: Final = 1 << 20
+STACKED_PATTERN: Final = re.compile(r"(.+\.mlp\.experts)\.((?:gate|up|down)_proj\.weight)")
+Value = TypeVar("Value", Tensor, Tensor | Int8Rows)
+# Tables of old checkpoints that follow from the config.
+RECOMPUTED: Final = ".rotary_emb.inv_freq"
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """Config, checked float32 tensors, and a digest over config and the weight files' bytes."""
+    """Config, checked tensors, and a digest over config and the weight files' bytes.
+
+    Vectors are float32, matrices in the type they were asked to be kept in; `packed` has those
+    matrices that a loader left in a format of their own instead.
+    """
 
     config: ModelConfig
     weights: Mapping[str, Tensor]
     digest: str
+    packed: Mapping[str, Matrix] = field(default_factory=dict)
+    matrix_dtype: torch.dtype = torch.float32
+    compute: Compute = "reference"
+
+    @property
+    def ffn_digest(self) -> bytes:
+        """What two workers must agree on for their feed-forwards to add up: files and numerics."""
+        numerics = self.numerics
+        if not numerics:
+            return bytes.fromhex(self.digest)
+        return hashlib.sha256(f"{self.digest}|{numerics}".encode()).digest()
+
+    @property
+    def numerics(self) -> str:
+        """How results are rounded, as a word; empty for plain torch over float32."""
+        dtype = "" if self.matrix_dtype == torch.float32 else str(self.matrix_dtype)
+        compute = "" if self.compute == "reference" else self.compute
+        return "|".join(filter(None, (dtype, compute)))
+
+    @property
+    def stored(self) -> Weights:
+        """All weights by canonical name, for a `Transformer` or `FfnShards`."""
+        return {**self.weights, **self.packed}
 
 
-def load_model(path: Path) -> LoadedModel:
+def load_model(
+    path: Path, matrix_dtype: torch.dtype = torch.float32, compute: Compute = "reference"
+) -> LoadedModel:
     """Load a `.gguf` file, or a directory with `config.json` and safetensors.
 
-    Raises FailedPrecondition naming the file and the tensor that is missing, misshapen, unknown or
-    not finite.
+    For `reference`, matrices are tensors of `matrix_dtype`; 16-bit ones are computed with in
+    float32 (LayerCast). For the other modes they are packed for the kernels in the file's own
+    format, floats wider than `matrix_dtype` rounded to it. Raises FailedPrecondition naming the
+    file and the tensor that is missing, misshapen, unknown or not finite, and the family where it
+    is not known.
     """
+    if compute != "reference":
+        return _load_packed(path, matrix_dtype, compute)
+    weights: dict[str, Tensor] = {}
     if path.suffix == ".gguf":
-        config, weights = read_gguf(path)
+        config, tensors = read_gguf(path)
         files = [path]
+        for name, tensor in tensors:
+            weights[name] = _kept(name, tensor, matrix_dtype)
     else:
-        config, weights = read_config(path), {}
+        config = read_config(path)
         files = weight_files(path)
         for file in files:
-            weights.update(read_file(file)[0])
+            for name, tensor in canonical_tensors(config, read_file(file)[0]):
+                weights[name] = _kept(name, tensor, matrix_dtype)
     check_weights(config, weights, path.name)
-    return LoadedModel(config, weights, _digest(config, files))
+    return LoadedModel(config, weights, _digest(config, files), matrix_dtype=matrix_dtype)
 
 
-def expected_shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yield the canonical name and shape of every tensor the forward pass reads."""
-    hidden = config.hidden_size
-    yield "model.embed_tokens.weight", (config.vocab_size, config.embedding_width)
-    if config.embedding_size is not None:
-        yield "model.embed_up_proj.weight", (hidden, config.embedding_size)
-        yield "model.embed_down_proj.weight", (config.embedding_size, hidden)
-    if not config.tie_embeddings:
-        yield "lm_head.weight", (config.vocab_size, config.embedding_width)
-    yield "model.norm.weight", (hidden,)
-    query_size = config.num_heads * config.head_dim
-    kv_size = config.num_kv_heads * config.head_dim
-    for layer in range(config.num_layers):
-        prefix = f"model.layers.{layer}"
-        yield f"{prefix}.input_layernorm.weight", (hidden,)
-        yield f"{prefix}.self_attn.q_proj.weight", (query_size, hidden)
-        yield f"{prefix}.self_attn.k_proj.weight", (kv_size, hidden)
-        yield f"{prefix}.self_attn.v_proj.weight", (kv_size, hidden)
-        yield f"{prefix}.self_attn.o_proj.weight", (hidden, query_size)
-        yield f"{prefix}.post_attention_layernorm.weight", (hidden,)
-        yield from _ffn_shapes(config, prefix)
+def _load_packed(path: Path, matrix_dtype: torch.dtype, compute: Compute) -> LoadedModel:
+    from understudy.model.packed import pack  # noqa: PLC0415 - where there are kernels
+
+    vectors: dict[str, Tensor] = {}
+    packed: dict[str, Matrix] = {}
+    config, files, stored = _open_stored(path)
+    expected = dict(expected_shapes(config))
+    for name, value in stored:
+        if isinstance(value, Tensor) and value.dim() == 1:
+            vectors[name] = value.float()
+            continue
+        kept = value
+        if isinstance(value, Tensor):
+            # 16 bits stay 16 bits: wider ones hold the same values.
+            is_wide = value.dtype == torch.float32
+            kept = _kept(name, value, matrix_dtype) if is_wide else value
+        packed[name] = pack(name, kept, is_exact=compute == "exact")
+    _check_names(expected, {**vectors, **packed}, path.name)
+    _check_finite(vectors, path.name)
+    digest = _digest(config, files)
+    return LoadedModel(config, vectors, digest, packed, matrix_dtype, compute)
+
+
+def _open_stored(
+    path: Path,
+) -> tuple[ModelConfig, list[Path], Iterator[tuple[str, Tensor | GgufBlocks | Int8Rows]]]:
+    if path.suffix == ".gguf":
+        config, tensors = read_gguf_blocks(path)
+        return config, [path], tensors
+    config, files = read_config(path), weight_files(path)
+    return config, files, (
+        pair for file in files for pair in canonical_tensors(config, read_stored(file)[0])
+    )
 
 
 def check_weights(config: ModelConfig, weights: Mapping[str, Tensor], source: str) -> None:
     """Refuse missing, misshapen, unknown or non-finite tensors with FailedPrecondition."""
-    expected = dict(expected_shapes(config))
+    _check_names(dict(expected_shapes(config)), weights, source)
+    _check_finite(weights, source)
+
+
+def _check_names(
+    expected: Mapping[str, tuple[int, ...]], weights: Mapping[str, Tensor | Matrix], source: str
+) -> None:
     for name, shape in expected.items():
         if name not in weights:
             raise FailedPrecondition(f"{source} lacks the tensor {name!r}.", {"tensor": name})
@@ -79,13 +156,17 @@ def check_weights(config: ModelConfig, weights: Mapping[str, Tensor], source: st
                 f"{source} has {name!r} of shape {actual}; the config needs {shape}.",
                 {"tensor": name, "expected": str(shape), "actual": str(actual)},
             )
+    for name in weights.keys() - expected.keys():
+        raise FailedPrecondition(f"{source} has the unknown tensor {name!r}.", {"tensor": name})
+
+
+def _check_finite(weights: Mapping[str, Tensor], source: str) -> None:
+    for name, weight in weights.items():
         # A finite sum proves finite terms in one pass; only an infinite one needs a second look.
-        if not weights[name].sum().isfinite() and not weights[name].isfinite().all():
+        if not weight.sum().isfinite() and not weight.isfinite().all():
             raise FailedPrecondition(
                 f"{source} has values in {name!r} that are not finite.", {"tensor": name}
             )
-    for name in weights.keys() - expected.keys():
-        raise FailedPrecondition(f"{source} has the unknown tensor {name!r}.", {"tensor": name})
 
 
 def random_weights(config: ModelConfig, seed: int, deviation: float = 0.02) -> dict[str, Tensor]:
@@ -99,19 +180,30 @@ def random_weights(config: ModelConfig, seed: int, deviation: float = 0.02) -> d
     }
 
 
-def _ffn_shapes(config: ModelConfig, prefix: str) -> Iterator[tuple[str, tuple[int, ...]]]:
-    inward, outward = (config.ffn_size, config.hidden_size), (config.hidden_size, config.ffn_size)
-    if not config.is_moe:
-        yield f"{prefix}.mlp.gate_proj.weight", inward
-        yield f"{prefix}.mlp.up_proj.weight", inward
-        yield f"{prefix}.mlp.down_proj.weight", outward
-        return
-    yield f"{prefix}.block_sparse_moe.gate.weight", (config.num_experts, config.hidden_size)
-    for expert_id in range(config.num_experts):
-        expert = f"{prefix}.block_sparse_moe.experts.{expert_id}"
-        yield f"{expert}.w1.weight", inward
-        yield f"{expert}.w2.weight", outward
-        yield f"{expert}.w3.weight", inward
+def canonical_tensors(
+    config: ModelConfig, tensors: Mapping[str, Value]
+) -> Iterator[tuple[str, Value]]:
+    """Yield tensors of a file of the config's family under canonical names.
+
+    Tensors that hold every expert of a layer are taken apart; those that the forward pass has no
+    use for are left out.
+    """
+    family = family_named(config.family)
+    for spelled, tensor in tensors.items():
+        name = family.canonical(spelled)
+        stacked = STACKED_PATTERN.fullmatch(name)
+        if stacked and isinstance(tensor, Tensor) and tensor.dim() == 3:
+            prefix, part = stacked.groups()
+            for expert_id, expert in enumerate(tensor.unbind(0)):
+                yield f"{prefix}.{expert_id}.{part}", expert
+        elif not name.endswith(RECOMPUTED) and not family.is_ignored(config, name):
+            yield name, tensor
+
+
+def _kept(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    # A gate is small, and rounding it changes which experts are chosen.
+    is_matrix = tensor.dim() > 1 and not name.endswith(".mlp.gate.weight")
+    return tensor.to(dtype) if is_matrix else tensor
 
 
 def _digest(config: ModelConfig, files: list[Path]) -> str:

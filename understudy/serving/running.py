@@ -108,6 +108,7 @@ async def start_service(
     spans: Mapping[str, str] = MappingProxyType({}),
     endless: Collection[str] = (),
     registry: CollectorRegistry | None = None,
+    max_receive_bytes: int = MAX_MESSAGE_BYTES,
 ) -> RunningService:
     """Start a service in this process; `serve` adds signals, tracing and the ready file.
 
@@ -116,12 +117,11 @@ async def start_service(
     registry = CollectorRegistry() if registry is None else registry
     health = HealthState() if health is None else health
     calls = RunningCalls(settings.max_concurrent_calls, endless)
-    observer = CallObserver(
-        tracer(f"understudy.{service_name}"), Instruments("serving", registry), spans
-    )
+    instruments = Instruments("serving", registry)
+    observer = CallObserver(tracer(f"understudy.{service_name}"), instruments, spans)
     server = grpc.aio.server(
         interceptors=[ChassisInterceptor(calls, observer, settings.max_call_s)],
-        options=_server_options(settings),
+        options=_server_options(settings, max_receive_bytes),
     )
     health_servicer = _add_infrastructure(server, health, services)
     await _register(server, register)
@@ -162,11 +162,11 @@ def _on_loop(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> N
         loop.call_soon_threadsafe(callback)
 
 
-def _server_options(settings: ServingSettings) -> list[tuple[str, int]]:
+def _server_options(settings: ServingSettings, max_receive_bytes: int) -> list[tuple[str, int]]:
     options = [
         ("grpc.so_reuseport", 0),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_receive_message_length", max_receive_bytes),
         ("grpc.http2.min_ping_interval_without_data_ms", _MIN_PING_INTERVAL_MS),
         ("grpc.keepalive_permit_without_calls", 1),
     ]

@@ -17,6 +17,7 @@ from types import MappingProxyType
 
 from prometheus_client import CollectorRegistry
 
+from understudy.rpc.channels import MAX_MESSAGE_BYTES
 from understudy.serving.health import HealthState
 from understudy.serving.ready_file import write_ready_file
 from understudy.serving.running import OnDrain, Register, RunningService, start_service
@@ -38,18 +39,17 @@ async def serve(
     spans: Mapping[str, str] = MappingProxyType({}),
     endless: Collection[str] = (),
     registry: CollectorRegistry | None = None,
+    max_receive_bytes: int = MAX_MESSAGE_BYTES,
 ) -> None:
-    """Serve until a signal comes or a task fails, drain, and return (or raise its error).
+    """Serve until a signal or a failed task; drain (a second signal hurries); return or raise.
 
     - `register` adds the servicers; `services` are their full names, for health and reflection.
     - `health` says when the service takes work; from then on the ready file exists.
     - `on_drain` gets the grace in seconds and finishes or hands over the service's own work.
     - `tasks` run beside the server and are cancelled after the drain.
     - `spans` maps "/package.Service/Method" to the name of the span that each such call gets.
-    - `endless` are methods whose streams live as long as the peer: no deadline is imposed, drain
-      does not wait for them, and they end with UNAVAILABLE.
-
-    A second signal cuts the grace short.
+    - `endless` methods live as long as the peer: no deadline, and drain ends them as UNAVAILABLE.
+    - `max_receive_bytes` bounds one message from a peer; gRPC refuses a longer one itself.
     """
     health = HealthState() if health is None else health
     async with _traced(service_name, settings):
@@ -63,6 +63,7 @@ async def serve(
             spans=spans,
             endless=endless,
             registry=registry,
+            max_receive_bytes=max_receive_bytes,
         )
         with _signals() as (stop, hurry):
             await _run(service, health, settings, tasks, stop, hurry)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from understudy.errors import FailedPrecondition
-from understudy_kernels.packaging.serving.package_runtime import KINDS, WEIGHTS
+from understudy_kernels.packaging.serving.manifest import KINDS, WEIGHTS
 
 BUNDLE: Final = "bundle.json"
 PROGRAM: Final = "program.pt2"

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from understudy.errors import FailedPrecondition
-from understudy_kernels.packaging.serving import package_runtime
-from understudy_kernels.packaging.serving.package_runtime import Manifest, PackageError
+from understudy_kernels.packaging.serving import manifest
+from understudy_kernels.packaging.serving.manifest import Manifest, PackageError
 
 
 def check_package(directory: Path, config_digest: str | None = None) -> Manifest:
@@ -14,6 +14,6 @@ def check_package(directory: Path, config_digest: str | None = None) -> Manifest
     file's content.
     """
     try:
-        return package_runtime.check_package(directory, config_digest)
+        return manifest.check_package(directory, config_digest)
     except PackageError as error:
         raise FailedPrecondition(str(error), {"package": directory.name}) from error

@@ -18,7 +18,7 @@ import torch
 
 from understudy.errors import FailedPrecondition
 from understudy_kernels.packaging.bundle import Bundle, read_program
-from understudy_kernels.packaging.serving.package_runtime import FORMAT, machine_isa
+from understudy_kernels.packaging.serving.manifest import FORMAT, machine_isa
 
 COMPILERS: Final = ("g++", "clang++", "c++")
 log = logging.getLogger(__name__)

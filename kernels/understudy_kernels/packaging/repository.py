@@ -17,7 +17,7 @@ import torch
 
 from understudy.errors import InvalidArgument
 from understudy_kernels.packaging.bundle import Bundle
-from understudy_kernels.packaging.serving.package_runtime import (
+from understudy_kernels.packaging.serving.manifest import (
     COMPILED,
     MANIFEST,
     WEIGHTS,
@@ -27,7 +27,9 @@ from understudy_kernels.packaging.serving.package_runtime import (
 )
 
 CONFIG: Final = "config.pbtxt"
-SERVED: Final = ("model.py", "package_runtime.py")
+MODEL: Final = "model.py"
+SERVED: Final = ("__init__.py", "manifest.py", "runtime.py")
+"""What the model imports, as the package `serving` beside it."""
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
 _INPUTS: Final = {
     "ffn": (("place", "TYPE_INT64", "3"), ("hidden", "TYPE_FP32", "-1, {hidden_size}")),
@@ -41,6 +43,7 @@ _GATES: Final = (
     ("expert_ids", "TYPE_INT64", "-1, {num_experts_per_token}"),
     ("gate_weights", "TYPE_FP32", "-1, {num_experts_per_token}"),
 )
+"""Optional: a model with mixtures may have layers that are dense."""
 _OUTPUTS: Final = {
     "ffn": (("total", "TYPE_FP32", "-1, {hidden_size}"),),
     "decoder": (("generated", "TYPE_INT64", "-1, -1"),),
@@ -86,7 +89,7 @@ def remove_version(repository: Path, name: str, version: int) -> None:
 
 def triton_config(bundle: Bundle, threads: int) -> str:
     """Return the `config.pbtxt` of a bundle's model."""
-    inputs = _INPUTS[bundle.kind] + (_GATES if bundle.shape.get("num_experts") else ())
+    gates = _GATES if bundle.shape.get("num_experts") else ()
     parameters = {
         "config_digest": bundle.config_digest,
         "threads": str(threads),
@@ -96,7 +99,8 @@ def triton_config(bundle: Bundle, threads: int) -> str:
         f'name: "{bundle.name}"',
         'backend: "python"',
         "max_batch_size: 0",
-        *_tensors("input", inputs, bundle),
+        *_tensors("input", _INPUTS[bundle.kind], bundle),
+        *_tensors("input", gates, bundle, "optional: true "),
         *_tensors("output", _OUTPUTS[bundle.kind], bundle),
         "instance_group [{ kind: KIND_CPU count: 1 }]",
         *(
@@ -107,9 +111,12 @@ def triton_config(bundle: Bundle, threads: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _tensors(what: str, tensors: tuple[tuple[str, str, str], ...], bundle: Bundle) -> list[str]:
+def _tensors(
+    what: str, tensors: tuple[tuple[str, str, str], ...], bundle: Bundle, more: str = ""
+) -> list[str]:
     return [
-        f'{what} {{ name: "{name}" data_type: {dtype} dims: [ {dims.format(**bundle.shape)} ] }}'
+        f'{what} {{ name: "{name}" data_type: {dtype} dims: [ {dims.format(**bundle.shape)} ]'
+        f" {more}}}"
         for name, dtype, dims in tensors
     ]
 
@@ -122,8 +129,10 @@ def _fill(draft: Path, directory: Path, bundle: Bundle, compiled: Path) -> None:
     except OSError:  # another file system
         shutil.copyfile(directory / WEIGHTS, draft / WEIGHTS)
     serving = resources.files("understudy_kernels.packaging.serving")
+    (draft / MODEL).write_bytes(serving.joinpath(MODEL).read_bytes())
+    (draft / "serving").mkdir()
     for name in SERVED:
-        (draft / name).write_bytes(serving.joinpath(name).read_bytes())
+        (draft / "serving" / name).write_bytes(serving.joinpath(name).read_bytes())
     manifest = Manifest(
         kind=bundle.kind,
         config_digest=bundle.config_digest,

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from services.router.answers import Started
-from services.router.conductor import Conductor
+from services.router.conductor import Conductor, log_bug
 from services.router.http import bodies, shapes
 from services.router.http.failures import TOO_LARGE, error_response
 from services.router.http.streams import Events, EventStream, collect, while_present
@@ -67,7 +67,7 @@ class Edge:
                 BodyTooLargeError: _too_large,
                 UnderstudyError: _refused,
                 ClientDisconnect: _gone,
-                Exception: _broken,
+                Exception: self._broken,
             },
         )
 
@@ -121,6 +121,13 @@ class Edge:
     def _tenant(self, http: HttpRequest) -> str:
         return self._conductor.authenticate(http.headers.get("authorization"))
 
+    async def _broken(self, http: HttpRequest, error: Exception) -> Response:
+        """Answer for a bug of the edge: its cause is logged and never sent."""
+        told = Internal("internal error")
+        self._conductor.count_failure(told)
+        log_bug(error, _request_id(http))
+        return error_response(told, _request_id(http))
+
     async def _read(self, http: HttpRequest) -> bytes:
         """Return the body; what is too large is read to its end within reason and thrown away.
 
@@ -169,11 +176,6 @@ async def _refused(http: HttpRequest, error: Exception) -> Response:
 async def _too_large(http: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, BodyTooLargeError)
     return error_response(error, _request_id(http), TOO_LARGE)
-
-
-async def _broken(http: HttpRequest, _: Exception) -> Response:
-    """Answer for a bug: its cause is logged by the server and never sent."""
-    return error_response(Internal("internal error"), _request_id(http))
 
 
 async def _gone(_: HttpRequest, __: Exception) -> Response:

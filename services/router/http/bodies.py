@@ -8,12 +8,14 @@ from typing import Final, TypeVar
 
 from services.router.requests import (
     Message,
+    Priority,
     Request,
     Role,
     Sampling,
     Tool,
     ToolCall,
     ToolMode,
+    check_counts,
     parse_parameters,
 )
 from understudy.errors import InvalidArgument
@@ -29,6 +31,12 @@ _ROLES: Final[Mapping[str, Role]] = {
     "tool": "tool",
 }
 _MODES: Final[Mapping[str, ToolMode]] = {"auto": "auto", "none": "none", "required": "required"}
+_TIERS: Final[Mapping[str, Priority]] = {
+    "auto": "standard",
+    "default": "standard",
+    "flex": "batch",
+    "priority": "interactive",
+}
 _JSON_NAMES: Final[Mapping[type, str]] = {
     bool: "boolean",
     dict: "object",
@@ -42,7 +50,14 @@ ANY_JSON_OBJECT: Final = '{"type":"object"}'
 def parse_body(data: bytes) -> Body:
     """Read a JSON object; raises InvalidArgument."""
     try:
-        body = json.loads(data)
+        body = json.loads(data, parse_constant=_refuse_constant)
+        # Half a surrogate pair parses, in raw bytes and as an escape, and breaks whoever encodes
+        # it later: one encoding here finds it in any text or key.
+        json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise InvalidArgument(
+            "The body holds half of a surrogate pair, which is no text.", {"field": "body"}
+        ) from error
     except (ValueError, RecursionError) as error:
         raise InvalidArgument(f"The body is not JSON: {error}", {"field": "body"}) from error
     if not isinstance(body, dict):
@@ -54,6 +69,7 @@ def chat_request(body: Body, idempotency_key: str) -> Request:
     """Return the request of a chat completion."""
     messages = _get(body, "messages", list) or []
     tools = _get(body, "tools", list) or []
+    check_counts(len(messages), 0, len(tools))
     mode, name = _tool_choice(body)
     return Request(
         model=_model(body),
@@ -65,6 +81,7 @@ def chat_request(body: Body, idempotency_key: str) -> Request:
         sampling=_sampling(body),
         workload=(_get(body, "workload", str) or ""),
         idempotency_key=idempotency_key,
+        priority=_priority(body),
     )
 
 
@@ -80,6 +97,7 @@ def completion_request(body: Body, idempotency_key: str) -> Request:
         prompt=prompt,
         sampling=_sampling(body),
         idempotency_key=idempotency_key,
+        priority=_priority(body),
     )
 
 
@@ -102,6 +120,13 @@ def _reject_many(body: Body) -> None:
     for name in ("n", "best_of"):
         if _get(body, name, int) not in (None, 1):
             raise _wrong(name, "must be 1; send the request several times")
+
+
+def _priority(body: Body) -> Priority:
+    tier = _get(body, "service_tier", str) or "auto"
+    if tier not in _TIERS:
+        raise _wrong("service_tier", f"is {tier!r}; use {', '.join(_TIERS)}")
+    return _TIERS[tier]
 
 
 def _sampling(body: Body) -> Sampling:
@@ -214,7 +239,10 @@ def _number(body: Body, name: str, default: float) -> float:
         return default
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _wrong(name, "must be a number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise _wrong(name, "is too large for a number") from error
 
 
 def _get(body: Body, name: str, kind: type[T], field: str = "") -> T | None:
@@ -225,6 +253,10 @@ def _get(body: Body, name: str, kind: type[T], field: str = "") -> T | None:
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise _wrong(field or name, f"must be of type {_JSON_NAMES[kind]}")
     return value
+
+
+def _refuse_constant(name: str) -> object:
+    raise ValueError(f"{name} is no JSON number")
 
 
 def _wrong(field: str, problem: str) -> InvalidArgument:

@@ -14,6 +14,7 @@ _STATUS: Final = {
     "NOT_FOUND": (404, "invalid_request_error"),
     "UNAUTHENTICATED": (401, "authentication_error"),
     "RESOURCE_EXHAUSTED": (429, "rate_limit_error"),
+    "ABORTED": (503, "server_error"),
     "UNAVAILABLE": (503, "server_error"),
     "DEADLINE_EXCEEDED": (504, "server_error"),
 }

@@ -116,6 +116,7 @@ async def start(model_dir: Path, loaded: LoadedModel) -> AsyncIterator[Start]:
         await one.channel.close(None)
         await one.service.drain(0.0)
         await one.worker.stop()
+        one.worker.engine._core.check_integrity()
 
 
 @pytest.fixture

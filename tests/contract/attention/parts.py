@@ -108,6 +108,8 @@ def submit(
     kv_root: bytes = b"",
     committed: int = 0,
     adapter: str = "",
+    priority: types_pb2.Priority.ValueType = types_pb2.PRIORITY_UNSPECIFIED,
+    tenant: str = "",
     **sampling: object,
 ) -> attention_pb2.Submit:
     """A submit as a router sends it; end-of-sequence is ignored unless told otherwise."""
@@ -118,7 +120,8 @@ def submit(
         sampling=types_pb2.SamplingParams(**{"ignore_eos": grammar is None, **sampling}),
         adapter=adapter,
         kv_root=kv_root,
-        tenant="acme" if kv_root else "",
+        tenant=tenant or ("acme" if kv_root else ""),
+        priority=priority,
     )
     duration = Duration()
     duration.FromTimedelta(timedelta(seconds=time_left_s))

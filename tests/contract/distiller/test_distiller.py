@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from services.distiller.executor import Executor
 from services.distiller.metrics import observe_runs
 from services.distiller.runs import Run, RunBook
-from services.distiller.servicer import SERVICE, DistillerServicer
+from services.distiller.servicer import SERVICE, WATCH, DistillerServicer
 from understudy.api.distiller.v1 import distiller_pb2, distiller_pb2_grpc
 from understudy.errors import InvalidArgument, NotFound
 from understudy.rpc import from_rpc_error, open_channel
@@ -34,6 +34,7 @@ async def stub(book: RunBook) -> AsyncIterator[Stub]:
         DistillerServicer(book).register,
         settings=ServingSettings(),
         services=[SERVICE],
+        endless=[WATCH],
     )
     async with open_channel(service.address) as channel:
         yield Stub(channel)
@@ -88,6 +89,26 @@ async def test_progress_reaches_who_watches(stub: Stub, book: RunBook) -> None:
     second = await watch.read()
     assert (second.run.step, second.run.num_steps, second.run.loss) == (3, 7, 0.5)
     watch.cancel()
+
+
+async def test_a_watch_without_deadline_outlives_the_limit_of_a_call(book: RunBook) -> None:
+    service = await start_service(
+        "distiller",
+        DistillerServicer(book).register,
+        settings=ServingSettings(max_call_s=0.05),
+        services=[SERVICE],
+        endless=[WATCH],
+    )
+    async with open_channel(service.address) as channel:
+        stub = Stub(channel)
+        await stub.Submit(request(), timeout=TIMEOUT_S)
+        watch = stub.Watch(distiller_pb2.WatchRequest(run_id="one"))
+        await watch.read()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(watch.read(), 0.5)
+        assert not watch.done() or watch.cancelled()
+        watch.cancel()
+    await service.drain(0.0)
 
 
 async def test_an_unspecified_stage_is_refused_by_field(stub: Stub) -> None:

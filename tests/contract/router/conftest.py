@@ -10,7 +10,9 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import aiohttp
 import numpy as np
+import openai
 import pytest
 from prometheus_client import CollectorRegistry
 
@@ -125,6 +127,7 @@ class Town:
             health=health,
             on_drain=router.drain,
             registry=registry,
+            max_receive_bytes=settings.max_body_bytes,
         )
         tasks = [asyncio.create_task(_run(task)) for task in router.tasks]
         self.stack.push_async_callback(_cancel, tasks)
@@ -185,3 +188,22 @@ def valkey_url() -> Iterator[str]:
 
     with ValkeyServer() as server:
         yield f"redis://127.0.0.1:{server.port}/0"
+
+
+@pytest.fixture
+async def house(town: Town) -> House:
+    return await town.open()
+
+
+@pytest.fixture
+async def client(house: House) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with openai.AsyncOpenAI(
+        base_url=f"{house.http_url}/v1", api_key="none", max_retries=0, timeout=20
+    ) as made:
+        yield made
+
+
+@pytest.fixture
+async def http(house: House) -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession(house.http_url) as session:
+        yield session

@@ -10,19 +10,12 @@ import grpc
 import pytest
 from redis.asyncio import Redis
 
+from tests.contract.router.parts import CALL, TIMEOUT_S, chat
 from understudy.api.router.v1 import router_pb2
 from understudy.api.types.v1 import types_pb2
 from understudy.errors import InvalidArgument, NotFound, Unavailable, UnderstudyError
 from understudy.rpc import from_rpc_error
 from understudy.testing.fake_attention import FakeReply
-
-CALL = '{"name":"PlayMusic","arguments":{"genre":"jazz"}}'
-TIMEOUT_S = 20.0
-
-
-def chat(text: str = "Hello?", **fields: Any) -> router_pb2.GenerateRequest:
-    turn = router_pb2.Message(role=router_pb2.Message.ROLE_USER, content=text)
-    return router_pb2.GenerateRequest(messages=[turn], **fields)
 
 
 async def read(call: Any, num_events: int) -> list[Any]:
@@ -139,6 +132,8 @@ async def test_unknown_tokens_and_other_tenants_find_nothing(town: Any, valkey_u
 
 
 async def test_the_journal_holds_no_readable_prompt_and_expires(town: Any, valkey_url: str) -> None:
+    async with Redis.from_url(valkey_url) as redis:
+        await redis.flushdb()
     house = await town.open(control_redis=valkey_url, journal_ttl_s=77)
     request = chat("my-very-secret-words", idempotency_key="my-key")
     events = [event async for event in house.stub.Generate(request, timeout=TIMEOUT_S)]
@@ -195,3 +190,23 @@ async def test_a_redis_that_dies_mid_answer_costs_resume_only(town: Any) -> None
     rest = [event async for event in call]
     assert text_of(seen) + text_of(rest) == "Hello."
     assert not rest[-1].finished.decision.is_resumable
+
+
+async def test_a_redis_that_forgot_the_last_record_costs_resume_only(
+    town: Any, valkey_url: str
+) -> None:
+    town.llm.reply = lambda s: FakeReply("Hello.", hold_after=None if s.committed_tokens else 3)
+    house = await town.open(control_redis=valkey_url)
+    request = chat(idempotency_key="k4")
+    async with Redis.from_url(valkey_url) as redis:
+        before = {key async for key in redis.scan_iter("journal1:*", _type="list")}
+        call = house.stub.Generate(request, timeout=TIMEOUT_S)
+        seen = await read(call, 4)
+        entries = {key async for key in redis.scan_iter("journal1:*", _type="list")} - before
+        await redis.rpop(entries.pop())
+    town.llm.release()
+    rest = [event async for event in call]
+    assert text_of(seen) + text_of(rest) == "Hello."
+    assert not rest[-1].finished.decision.is_resumable
+    again = [event async for event in house.stub.Generate(request, timeout=TIMEOUT_S)]
+    assert text_of(again) == "Hello."

@@ -1,75 +1,21 @@
-"""RouterService in process: who answers and why, what is refused, what survives a lost worker."""
+"""RouterService in process: who answers, why, and what it cost."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 from typing import Any
 
-import grpc
 import pytest
 
+from tests.contract.router.parts import CALL, TIMEOUT_S, answer, chat, refusal, snips
 from understudy.api.router.v1 import router_pb2
 from understudy.api.types.v1 import types_pb2
-from understudy.errors import (
-    Aborted,
-    DeadlineExceeded,
-    FailedPrecondition,
-    InvalidArgument,
-    NotFound,
-    PromptTooLong,
-    ResourceExhausted,
-    Unauthenticated,
-    Unavailable,
-    UnderstudyError,
-    UnsupportedSchema,
-)
-from understudy.rpc import from_rpc_error
-from understudy.testing.fake_attention import FakeAttention, FakeReply
+from understudy.errors import FailedPrecondition, ResourceExhausted
+from understudy.testing.fake_attention import FakeReply
 from understudy.testing.tiny_tokenizer import tiny_tokenizer
-from understudy.workloads import find_workload
 
-CALL = '{"name":"PlayMusic","arguments":{"genre":"jazz"}}'
-TIMEOUT_S = 20.0
 Reason = types_pb2.Decision
-
-
-def chat(text: str = "Hello?", **fields: Any) -> router_pb2.GenerateRequest:
-    turn = router_pb2.Message(role=router_pb2.Message.ROLE_USER, content=text)
-    return router_pb2.GenerateRequest(messages=[turn], **fields)
-
-
-def snips(text: str = "play some jazz music", **fields: Any) -> router_pb2.GenerateRequest:
-    tools = [
-        router_pb2.Tool(
-            name=tool["function"]["name"],  # type: ignore[index]
-            description=tool["function"]["description"],  # type: ignore[index]
-            parameters_json=json.dumps(tool["function"]["parameters"]),  # type: ignore[index]
-        )
-        for tool in find_workload("snips").tools
-    ]
-    return chat(text, tools=tools, **fields)
-
-
-async def events(call: Any) -> list[Any]:
-    return [event async for event in call]
-
-
-async def answer(house: Any, request: router_pb2.GenerateRequest) -> tuple[list[Any], Any]:
-    """Deltas and the end of one answer."""
-    found = await events(house.stub.Generate(request, timeout=TIMEOUT_S))
-    assert found[0].WhichOneof("event") == "started"
-    assert found[-1].WhichOneof("event") == "finished"
-    deltas = [event.delta for event in found[1:-1]]
-    assert [delta.index for delta in deltas] == list(range(len(deltas)))
-    return deltas, found[-1].finished
-
-
-async def refusal(house: Any, request: router_pb2.GenerateRequest) -> UnderstudyError:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await events(house.stub.Generate(request, timeout=TIMEOUT_S))
-    return from_rpc_error(caught.value)
 
 
 async def test_confident_slm_answer_stands_at_a_tenth_of_the_cost(town: Any) -> None:
@@ -192,111 +138,6 @@ async def test_llm_answers_when_the_slm_worker_is_full(town: Any) -> None:
     assert end.decision.reason == Reason.REASON_SLM_UNAVAILABLE
 
 
-@pytest.mark.parametrize(
-    "loss", [{"fail_after": 3, "error": Aborted("lost")}, {"fail_after": 3}, {"break_after": 3}]
-)
-async def test_a_lost_sequence_continues_elsewhere_from_its_tokens(
-    town: Any, loss: dict[str, Any]
-) -> None:
-    house_reply = {"lost": False}
-
-    def reply(submit: Any) -> FakeReply:
-        if submit.committed_tokens or house_reply["lost"]:
-            return FakeReply("Hello there.")
-        house_reply["lost"] = True
-        return FakeReply("Hello there.", **loss)
-
-    town.llm.reply = reply
-    await town.add_llm(other := FakeAttention(tiny_tokenizer(), reply=reply))
-    house = await town.open()
-    deltas, end = await answer(house, chat())
-    assert "".join(delta.text for delta in deltas) == "Hello there."
-    assert end.usage.completion_tokens == len("Hello there.") + 1
-    (again,) = [s for s in (*town.llm.submissions, *other.submissions) if s.committed_tokens]
-    assert again.committed_tokens == 3
-    assert tiny_tokenizer().decode(again.tokens[-3:]) == "Hel"
-    assert house.metric("replacements_total", pool="llm") == 1
-
-
-async def test_a_killed_worker_that_returns_finishes_its_answers(town: Any) -> None:
-    town.llm.reply = lambda s: FakeReply("Hello.", hold_after=None if s.committed_tokens else 2)
-    house = await town.open()
-    call = house.stub.Generate(chat(), timeout=TIMEOUT_S)
-    for _ in range(3):
-        await call.read()
-    await town.llm.stop()
-    await town.llm.start()
-    found = await events(call)
-    assert found[-1].finished.usage.completion_tokens == len("Hello.") + 1
-
-
-async def test_a_full_llm_pool_refuses_with_its_retry_delay(town: Any) -> None:
-    full = ResourceExhausted("No free blocks.", retry_after_s=3)
-    town.llm.reply = lambda _: FakeReply(fail_after=0, error=full)
-    house = await town.open()
-    error = await refusal(house, chat())
-    assert isinstance(error, ResourceExhausted)
-    assert error.retry_after_s == 3
-
-
-async def test_an_llm_pool_that_is_away_is_unavailable(town: Any) -> None:
-    house = await town.open(llm_patience_s=0.2)
-    await town.llm.stop()
-    error = await refusal(house, chat())
-    assert type(error) is Unavailable
-    assert error.request_id
-
-
-async def test_too_many_requests_are_refused_with_the_limit_named(town: Any) -> None:
-    town.llm.reply = lambda _: FakeReply(hold_after=0)
-    house = await town.open(max_requests=1)
-    first = house.stub.Generate(chat(), timeout=TIMEOUT_S)
-    await first.read()
-    error = await refusal(house, chat())
-    assert isinstance(error, ResourceExhausted)
-    assert error.metadata["limit"] == "requests"
-    town.llm.release()
-    await events(first)
-    await answer(house, chat())
-
-
-async def test_llm_cap_and_escalation_budget_keep_a_broken_slm_from_flooding(town: Any) -> None:
-    town.slm.reply = lambda _: FakeReply(CALL, margin=0.1)
-    town.llm.reply = lambda _: FakeReply(CALL)
-    house = await town.open(escalations_per_s=0.001)
-    await answer(house, snips())
-    error = await refusal(house, snips())
-    assert isinstance(error, ResourceExhausted)
-    assert error.metadata["limit"] == "escalations"
-    capped = await town.open(llm_max_attempts=1)
-    town.llm.reply = lambda _: FakeReply(hold_after=0)
-    running = capped.stub.Generate(chat(), timeout=TIMEOUT_S)
-    await running.read()
-    await town.llm.wait_until(lambda: len(town.llm.submissions) == 2)
-    error = await refusal(capped, chat())
-    assert isinstance(error, ResourceExhausted)
-    assert error.metadata["limit"] == "LLM attempts"
-    running.cancel()
-
-
-async def test_a_passed_deadline_ends_the_sequence_at_the_worker(town: Any) -> None:
-    town.llm.reply = lambda _: FakeReply(hold_after=1)
-    house = await town.open(request_timeout_s=0.3)
-    error = await refusal(house, chat())
-    assert isinstance(error, DeadlineExceeded)
-    await town.llm.wait_until(lambda: town.llm.cancelled != [])
-
-
-async def test_a_caller_that_leaves_cancels_the_sequence_at_the_worker(town: Any) -> None:
-    town.llm.reply = lambda _: FakeReply(hold_after=2)
-    house = await town.open()
-    call = house.stub.Generate(chat(), timeout=TIMEOUT_S)
-    await call.read()
-    await call.read()
-    call.cancel()
-    await town.llm.wait_until(lambda: town.llm.cancelled == [town.llm.submissions[0].sequence_id])
-
-
 async def test_stop_texts_are_cut_and_end_the_text(town: Any) -> None:
     town.llm.reply = lambda _: FakeReply("One. Two. STOP")
     house = await town.open()
@@ -321,84 +162,6 @@ async def test_models_are_listed_with_versions_and_costs(town: Any) -> None:
     assert [model.id for model in response.models] == ["auto", "slm", "llm"]
     assert [model.cost_per_position for model in response.models] == pytest.approx([1, 0.1, 1])
     assert response.models[1].version == "fake-slm@abababab"
-
-
-TOOL = router_pb2.Tool(name="go", parameters_json="{}")
-BAD: list[tuple[router_pb2.GenerateRequest, type[UnderstudyError], str]] = [
-    (router_pb2.GenerateRequest(), InvalidArgument, "messages"),
-    (chat("  "), InvalidArgument, "messages[0].content"),
-    (router_pb2.GenerateRequest(prompt=" \n"), InvalidArgument, "prompt"),
-    (chat(prompt="both"), InvalidArgument, "messages"),
-    (chat("x" * 5000), PromptTooLong, "messages"),
-    (chat("x" * 1_100_000), InvalidArgument, "messages"),
-    (chat(model="gpt-9"), NotFound, "model"),
-    (chat(workload="poetry"), NotFound, "workload"),
-    (chat(response_schema_json="{"), UnsupportedSchema, "response_schema_json"),
-    (chat(response_schema_json='{"not": {}}'), UnsupportedSchema, "response_schema_json"),
-    (
-        chat(response_schema_json='{"type": "string", "format": "odd"}'),
-        UnsupportedSchema,
-        "response_schema_json",
-    ),
-    (chat(response_schema_json="{}", tools=[TOOL]), InvalidArgument, "response_schema_json"),
-    (chat(sampling=types_pb2.SamplingParams(max_tokens=0)), InvalidArgument, "sampling.max_tokens"),
-    (
-        chat(sampling=types_pb2.SamplingParams(temperature=9)),
-        InvalidArgument,
-        "sampling.temperature",
-    ),
-    (chat(sampling=types_pb2.SamplingParams(top_p=0)), InvalidArgument, "sampling.top_p"),
-    (chat(sampling=types_pb2.SamplingParams(stop=["x" * 129])), InvalidArgument, "sampling.stop"),
-    (chat(tools=[TOOL, TOOL]), InvalidArgument, "tools[1].name"),
-    (chat(tools=[router_pb2.Tool(name="a b")]), InvalidArgument, "tools[0].name"),
-    (chat(tools=[router_pb2.Tool(name=f"t{n}") for n in range(65)]), InvalidArgument, "tools"),
-    (
-        chat(tools=[router_pb2.Tool(name="a", parameters_json='{"if": {}}')]),
-        UnsupportedSchema,
-        "tools[0].parameters_json",
-    ),
-    (
-        chat(tool_choice=router_pb2.ToolChoice(mode=router_pb2.ToolChoice.MODE_REQUIRED)),
-        InvalidArgument,
-        "tool_choice",
-    ),
-    (
-        chat(
-            tools=[TOOL],
-            tool_choice=router_pb2.ToolChoice(mode=router_pb2.ToolChoice.MODE_NAMED, name="fly"),
-        ),
-        InvalidArgument,
-        "tool_choice.name",
-    ),
-    (chat(idempotency_key="k" * 129), InvalidArgument, "idempotency_key"),
-    (
-        router_pb2.GenerateRequest(messages=[router_pb2.Message(content="hi")]),
-        InvalidArgument,
-        "messages[0].role",
-    ),
-]
-
-
-async def test_bad_requests_are_refused_with_the_field_named(town: Any) -> None:
-    house = await town.open()
-    for request, error_class, field in BAD:
-        error = await refusal(house, request)
-        assert type(error) is error_class, (field, error)
-        assert error.metadata["field"] == field
-        assert error.request_id
-    assert not town.llm.submissions and not town.slm.submissions
-
-
-async def test_keys_are_needed_where_there_are_any(town: Any) -> None:
-    digest = hashlib.sha256(b"secret").hexdigest()
-    house = await town.open(api_keys=json.dumps([{"tenant": "acme", "sha256": digest}]))
-    for metadata in [(), (("authorization", "Bearer wrong"),), (("authorization", "secret"),)]:
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await events(house.stub.Generate(chat(), timeout=TIMEOUT_S, metadata=metadata))
-        assert isinstance(from_rpc_error(caught.value), Unauthenticated)
-    metadata = (("authorization", "Bearer secret"),)
-    await events(house.stub.Generate(chat(), timeout=TIMEOUT_S, metadata=metadata))
-    assert town.llm.submissions[0].tenant == "acme"
 
 
 async def test_sequences_of_many_requests_share_one_session(town: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import aiohttp
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -87,3 +88,49 @@ async def test_a_refused_request_is_an_error_span_with_its_reason(
     assert root.attributes is not None
     assert root.attributes["error.type"] == "NOT_FOUND"
     assert not root.status.is_ok
+
+
+async def test_a_bug_is_an_error_span_counted_and_logged_once_under_both_ids(
+    town: Any,
+    exporter: InMemorySpanExporter,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("the cause")
+
+    house = await town.open()
+    monkeypatch.setattr("services.router.plans.Planner.plan", broken)
+    headers = {"x-request-id": "abc-1"}
+    async with aiohttp.ClientSession(house.http_url) as http:
+        body = {"prompt": "x"}
+        async with http.post("/v1/completions", json=body, headers=headers) as response:
+            assert response.status == 500
+            assert "the cause" not in await response.text()
+    (root,) = exporter.get_finished_spans()
+    assert root.attributes is not None
+    assert root.attributes["error.type"] == "INTERNAL"
+    assert not root.status.is_ok
+    assert house.metric("failures_total", reason="INTERNAL") == 1
+    (told,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert told.exc_info and "the cause" in str(told.exc_info[1])
+    assert vars(told)["request_id"] == "abc-1"
+    assert vars(told)["trace_id"] == format_trace_id(root.context.trace_id)
+
+
+async def test_a_bug_of_the_edge_itself_is_counted_and_logged(
+    town: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("the cause")
+
+    house = await town.open()
+    monkeypatch.setattr("services.router.http.bodies.parse_body", broken)
+    headers = {"x-request-id": "abc-2"}
+    async with (
+        aiohttp.ClientSession(house.http_url, headers=headers) as http,
+        http.post("/v1/completions", json={}) as response,
+    ):
+        assert (await response.json())["error"]["code"] == "internal"
+    assert house.metric("failures_total", reason="INTERNAL") == 1
+    assert "abc-2" in [vars(record).get("request_id") for record in caplog.records]

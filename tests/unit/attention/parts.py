@@ -14,7 +14,7 @@ from services.attention.decoding import Decoding
 from services.attention.metrics import EngineMetrics
 from services.attention.observers import NoObserver, StepObserver
 from services.attention.scheduler import ScheduledChunk, Scheduler
-from services.attention.sequence import DecodingParams, SequenceKey, Submission
+from services.attention.sequence import DecodingParams, Priority, SequenceKey, Submission
 from services.attention.sequence import Sequence as TokenSequence
 from services.attention.sharing import Sharing
 
@@ -39,6 +39,8 @@ def submission(
     num_committed: int = 0,
     deadline_s: float = math.inf,
     adapter: str = "",
+    priority: Priority = Priority.STANDARD,
+    tenant: str = "",
 ) -> Submission:
     """A checked submission."""
     return Submission(
@@ -48,8 +50,9 @@ def submission(
         deadline_s=deadline_s,
         params=DecodingParams(max_tokens=max_tokens, ignore_eos=ignore_eos),
         kv_root=kv_root,
-        tenant="acme" if kv_root else "",
+        tenant=tenant or ("acme" if kv_root else ""),
         adapter=adapter,
+        priority=priority,
     )
 
 
@@ -83,6 +86,8 @@ def make_scheduler(
     token_budget: int = 16,
     max_sequences: int = 8,
     max_waiting: int = 8,
+    batch_share: float = 0.25,
+    mixed_budget: int = 0,
 ) -> Scheduler:
     """A scheduler over a few small blocks."""
     return Scheduler(
@@ -90,6 +95,8 @@ def make_scheduler(
         token_budget=token_budget,
         max_sequences=max_sequences,
         max_waiting=max_waiting,
+        batch_share=batch_share,
+        mixed_budget=mixed_budget,
         next_hash=lambda sequence, index: chain_hash(sequence, index, block_size),
     )
 

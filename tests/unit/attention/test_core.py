@@ -3,10 +3,14 @@
 import time
 
 import pytest
+from prometheus_client import CollectorRegistry
 
+from services.attention.core import EngineCore
+from services.attention.forecast import MIN_STEPS
+from services.attention.metrics import EngineMetrics
 from services.attention.observers import TraceSegment
 from services.attention.outputs import StepOutput
-from services.attention.sequence import FinishReason, SequenceKey
+from services.attention.sequence import FinishReason, Priority, SequenceKey
 from tests.unit.attention.parts import (
     ROOT,
     FakeRunner,
@@ -183,3 +187,55 @@ def test_chunking_does_not_change_the_output(token_budget: int):
     outputs = run_all(core)
     tokens = [run.token_ids[0] for out in outputs for run in out.tokens]
     assert tokens == expected(tuple(range(3, 20)), 4)
+
+
+def warm(core: EngineCore) -> None:
+    """Let the core measure enough steps to forecast by."""
+    core.submit(submission(900, max_tokens=MIN_STEPS + 8, ignore_eos=True))
+    run_all(core)
+
+
+def test_deadline_that_cannot_be_met_is_refused_at_once(runner: FakeRunner):
+    registry = CollectorRegistry()
+    core = make_core(runner, metrics=EngineMetrics(registry))
+    warm(core)
+    num_steps = len(runner.steps)
+    deadline_s = time.monotonic() + 1e-6
+    core.submit(submission(1, max_tokens=40, ignore_eos=True, deadline_s=deadline_s))
+    (failed,) = core.take_outputs()[1].failed
+    assert isinstance(failed.error, DeadlineExceeded)
+    assert failed.error.metadata["reason"] == "deadline cannot be met"
+    assert not core.step()
+    assert len(runner.steps) == num_steps
+    labels = {"cause": "deadline", "priority": "standard"}
+    assert registry.get_sample_value("understudy_attention_refusals_total", labels) == 1
+
+
+def test_preemption_and_classes_are_counted(runner: FakeRunner):
+    registry = CollectorRegistry()
+    scheduler = make_scheduler(num_blocks=4, block_size=4, max_sequences=1)
+    core = make_core(runner, scheduler, metrics=EngineMetrics(registry))
+    core.submit(submission(1, range(3, 11), max_tokens=2, priority=Priority.BATCH))
+    core.step()
+    core.submit(submission(2, max_tokens=1, priority=Priority.INTERACTIVE))
+    assert core.stats().waiting_by_priority == (1, 0, 0)
+    run_all(core)
+
+    def value(name: str, **labels: str) -> float | None:
+        return registry.get_sample_value(f"understudy_attention_{name}", labels)
+
+    assert value("preemptions_total", how="recompute") == 1
+    assert value("scheduled_tokens_total", priority="interactive") == 3
+    assert value("scheduled_tokens_total", priority="batch") == 8 + 9
+    assert value("queue_seconds_count", priority="interactive") == 1
+
+
+def test_waiting_for_a_shared_prefix_is_counted_once():
+    registry = CollectorRegistry()
+    core = make_core(metrics=EngineMetrics(registry))
+    for sequence_id in (1, 2):
+        core.submit(submission(sequence_id, range(3, 16), max_tokens=1, kv_root=ROOT))
+    outputs = run_all(core)
+    assert registry.get_sample_value("understudy_attention_deferrals_total") == 1
+    ends = [end for output in outputs for end in output.finished]
+    assert sorted(end.computed_positions for end in ends) == [1, 13]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 import pytest
 from prometheus_client import CollectorRegistry
 
+from services.attention.core import EngineCore
 from services.attention.engine import Engine
 from services.attention.metrics import EngineMetrics
 from services.attention.outputs import StepOutput
@@ -94,3 +95,27 @@ def test_stopped_engine_refuses_work(engine: Engine):
     with pytest.raises(Unavailable):
         engine.submit(submission())
     assert not engine.is_dead
+
+
+def test_blocks_are_checked_when_the_work_is_done(
+    engine: Engine, outputs: Outputs, monkeypatch: pytest.MonkeyPatch
+):
+    checked = threading.Event()
+    monkeypatch.setattr(EngineCore, "check_integrity", lambda core: checked.set())
+    engine.submit(submission(max_tokens=1))
+    outputs.get(timeout=WAIT_S)
+    assert checked.wait(WAIT_S)
+
+
+def test_leaked_block_ends_the_engine_rather_than_serve_foreign_kv(
+    engine: Engine, outputs: Outputs, death: threading.Event, caplog: pytest.LogCaptureFixture
+):
+    def leak(core: EngineCore) -> list[int] | None:
+        return core._scheduler.blocks.allocate(1)
+
+    leaked = ask(engine, leak)
+    engine.submit(submission(max_tokens=1))
+    outputs.get(timeout=WAIT_S)
+    assert death.wait(WAIT_S)
+    assert "References differ" in caplog.text
+    engine._core._scheduler.blocks.release(leaked)  # for the check after every test

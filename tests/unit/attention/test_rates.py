@@ -1,6 +1,6 @@
 """Measured rates decide whether a fetch beats recomputing; a breaker rests a failing store."""
 
-from services.attention.rates import Breaker, Rate, is_fetch_faster
+from services.attention.rates import Breaker, Rate, is_fetch_faster, is_swap_faster
 
 
 def test_rate_starts_with_the_first_measurement_and_then_smooths():
@@ -33,6 +33,13 @@ def test_fetch_must_beat_recomputing_with_headroom():
     assert faster(100.0, 2_000.0)  # 0.5 s against 1 s
     assert not faster(100.0, 1_100.0)  # 0.91 s against 1 s
     assert not faster(100.0, 2_000.0, round_trip_s=0.5)
+
+
+def test_swap_pays_for_the_write_too():
+    rates = {"prefill_tokens_per_s": 100.0, "fetch_bytes_per_s": 4_000.0, "round_trip_s": 0.0}
+    assert is_swap_faster(100, 1_000, write_bytes_per_s=4_000.0, **rates)  # 0.5 s against 1 s
+    assert not is_swap_faster(100, 1_000, write_bytes_per_s=1_500.0, **rates)  # 0.92 s
+    assert is_swap_faster(100, 1_000, write_bytes_per_s=None, **rates)
 
 
 def test_breaker_rests_after_failures_in_a_row_only():

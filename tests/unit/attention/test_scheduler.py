@@ -119,7 +119,7 @@ def test_youngest_gives_its_blocks_back_and_is_recomputed():
     assert [first.phase, second.phase] == [Phase.RUNNING, Phase.RUNNING]
     while second.phase is Phase.RUNNING:
         step(scheduler)
-    assert scheduler.num_preemptions == 1
+    assert [p.sequence for p in scheduler.take_preemptions()] == [second]
     assert second.blocks == []
     num_output = second.num_output
     scheduler.end(first)

@@ -20,6 +20,8 @@ def test_adapters_are_read_by_name():
     ("variable", "value", "sentence"),
     [
         ("TOKEN_BUDGET", "0", "TOKEN_BUDGET is 0; the least is 1"),
+        ("BATCH_SHARE", "0", "BATCH_SHARE is 0; it is above 0 and at most 1"),
+        ("BATCH_SHARE", "nan", "BATCH_SHARE is nan"),
         ("KVSTORE_TIMEOUT_S", "nan", "KVSTORE_TIMEOUT_S is nan"),
         ("FFN", "remote", "PLACEMENT must name the controller"),
         ("FFN", "elsewhere", "FFN is 'elsewhere'"),

@@ -7,7 +7,7 @@ import pytest
 from services.attention.blocks import BlockManager
 from services.attention.core import EngineCore
 from services.attention.scheduler import Scheduler
-from services.attention.sequence import SequenceKey
+from services.attention.sequence import Phase, Priority, Sequence, SequenceKey
 from services.attention.sharing import Chain, ChainKeys, OnLoaded, Payloads, Sharing, TouchFilter
 from tests.unit.attention.parts import ROOT, FakeRunner, make_core, submission
 from understudy.chunks import Chunk, chain_hashes
@@ -42,6 +42,10 @@ class FakeTier:
     stored: list[Chunk] = field(default_factory=list)
     is_worth: bool = True
     is_open: bool = True
+    is_worth_a_swap: bool = True
+
+    def is_worth_swapping(self, num_tokens: int, size_bytes: int) -> bool:
+        return self.is_worth_a_swap and self.is_open
 
     def is_worth_loading(self, num_tokens: int, size_bytes: int) -> bool:
         return self.is_worth
@@ -242,3 +246,76 @@ def test_touches_are_bounded():
     assert not touches.touch(b"c")
     assert not touches.touch(b"a")  # forgotten meanwhile
     assert touches.touch(b"c")
+
+
+def preempt(rig: Rig) -> Sequence:
+    """Let a second sequence grow until the first, of batch priority, has lost its blocks."""
+    batch = submission(1, PROMPT, max_tokens=9, kv_root=ROOT, priority=Priority.BATCH)
+    rig.core.submit(batch)
+    rig.arrive()
+    rig.core.step()
+    sequence = rig.scheduler.get(batch.key)
+    assert sequence is not None
+    urgent = submission(2, range(40, 55), max_tokens=8, priority=Priority.INTERACTIVE)
+    rig.core.submit(urgent)
+    rig.core.step()
+    return sequence
+
+
+def test_preempted_kv_is_written_out_and_fetched_before_it_is_computed_again():
+    rig = make_rig(num_blocks=6)
+    sequence = preempt(rig)
+    assert sequence.phase is Phase.WAITING
+    assert [chunk.hash for chunk in rig.tier.stored] == rig.hashes()[::-1]
+    rig.tier.loads.clear()
+    while sequence.phase is Phase.WAITING:
+        rig.core.step()
+    assert sequence.phase is Phase.LOADING
+    (chain, _) = rig.tier.loads[0]
+    assert set(chain.hashes) <= set(rig.hashes())
+    num_local = 3 - len(chain.hashes)
+    computed = sequence.computed_positions
+    rig.arrive(*[b"payload"[:7] + bytes([i]) for i in range(len(chain.hashes))])
+    rig.run()
+    assert num_local < 3
+    assert sequence.computed_positions < computed + len(PROMPT)
+    outputs = rig.core.take_outputs()[1]
+    assert {end.sequence_id for end in outputs.finished} == {1, 2}
+
+
+def test_preempted_kv_is_recomputed_when_that_is_cheaper():
+    rig = make_rig(num_blocks=6)
+    rig.tier.is_worth_a_swap = False
+    sequence = preempt(rig)
+    assert sequence.num_swapped == 0
+    assert rig.tier.stored == []
+    rig.run()
+    assert sequence.phase is Phase.ENDED
+
+
+def test_what_the_store_has_already_is_not_swapped_out_again():
+    rig = make_rig(num_blocks=6, write_touches=1)
+    sequence = preempt(rig)
+    assert sequence.num_swapped == 3
+    assert len(rig.tier.stored) == 3  # written once, when its prompt was complete
+
+
+def test_sequence_whose_swapped_kv_is_gone_is_recomputed():
+    rig = make_rig(num_blocks=6)
+    sequence = preempt(rig)
+    rig.tier.loads.clear()
+    while not rig.tier.loads:
+        rig.core.step()
+    rig.arrive()
+    rig.run()
+    assert sequence.phase is Phase.ENDED
+
+
+def test_prefix_that_another_sequence_brings_is_not_fetched_twice(rig: Rig):
+    rig.core.submit(submission(1, PROMPT, max_tokens=1, kv_root=ROOT))
+    rig.core.submit(submission(2, PROMPT, max_tokens=1, kv_root=ROOT))
+    assert len(rig.tier.loads) == 1
+    assert not rig.core.step()
+    rig.arrive(b"payload0", b"payload1", b"payload2")
+    rig.run()
+    assert [end.computed_positions for end in rig.core.take_outputs()[1].finished] == [1, 1]

@@ -142,6 +142,18 @@ async def test_slow_fetch_is_not_worth_it_once_measured(tier: StoreTier, store: 
     assert not tier.is_worth_loading(1, 8)
 
 
+async def test_swap_is_not_worth_it_once_writing_proved_slow(tier: StoreTier, store: FakeStore):
+    assert tier.is_worth_swapping(64, 8)
+    store.data = [encode_chunk(chunk(0))]
+    await load(tier)
+    store.may_put.set()
+    tier.store("acme", "", [chunk(1)])
+    await settle(tier)
+    tier.note_prefill(10**9, 1.0)
+    assert not tier.is_worth_swapping(1, 10**9)
+    assert not tier.is_worth_swapping(1, MAX_WRITING_BYTES + 1)
+
+
 async def test_chunks_are_written_in_the_order_given(tier: StoreTier, store: FakeStore):
     store.may_put.set()
     chunks = [chunk(2), chunk(1)]

@@ -50,8 +50,8 @@ def span(service: str, span_id: str, parent_id: str) -> Span:
     )
 
 
-def printed(*renderables: object) -> str:
-    console = Console(file=io.StringIO(), width=160)
+def printed(*renderables: object, width: int = 160) -> str:
+    console = Console(file=io.StringIO(), width=width)
     for renderable in renderables:
         console.print(renderable)
     assert isinstance(console.file, io.StringIO)
@@ -77,6 +77,29 @@ def test_the_table_says_who_answered_how_sure_and_whether_right() -> None:
     first, second = [line for line in text.splitlines() if "weather in [oslo]" in line]
     assert first.split()[4:] == ["slm", "slm", "accepted", "0.75", "4.0", "10", "%", "✓", "✓"]
     assert second.split()[4:] == ["llm", "low", "confidence", "0.75", "44.0", "110", "%", "✗", "✗"]
+
+
+def test_eighty_columns_shorten_the_utterance_and_no_figure() -> None:
+    long = Row("please tell me what the weather is going to be like in oslo tomorrow", GOLD)
+    broken = Outcome(long, None, None, 1.0, "The session with the worker broke: it went away.")
+    routed = [Outcome(long, GOLD, ESCALATED, 0.2)] * 99 + [broken]
+    lines = printed(outcomes_table(routed, routed), width=80).splitlines()
+    assert max(map(len, lines)) <= 80
+    first, last = lines[-100], lines[-1]
+    assert first.split()[0] == "1" and last.split()[0] == "100"
+    assert "please tell" in first and "…" in first
+    assert first.split()[-8:] == ["low", "confidence", "0.75", "44.0", "110", "%", "✓", "✓"]
+    assert "failed" in last and last.count("…") == 2, "the utterance and the failure"
+    assert last.split()[-2:] == ["✗", "✗"]
+    heads = lines[1] + lines[2]
+    for word in ("#", "utterance", "answered", "by", "reason", "confidence", "cost", "of", "LLM"):
+        assert word in heads
+    assert "…" not in heads
+
+
+def test_chats_keep_their_cost_at_eighty_columns() -> None:
+    text = printed(chats_table([("Why is the sky blue? " * 3, CHAT)]), width=80)
+    assert "40.0" in text and "requested" in text
 
 
 def test_text_of_users_and_models_is_never_markup() -> None:

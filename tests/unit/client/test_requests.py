@@ -6,6 +6,7 @@ import pytest
 
 from understudy import InvalidArgument, Message, Tool, ToolCall
 from understudy.api.router.v1 import router_pb2
+from understudy.api.types.v1 import types_pb2
 from understudy.client.requests import GenerateParams, build_request
 
 WEATHER = {"type": "object", "properties": {"city": {"type": "string"}}}
@@ -60,6 +61,11 @@ def test_sampling_zeroes_are_sent_because_they_mean_something() -> None:
     assert sampling.max_tokens == 5
 
 
+def test_a_priority_travels_by_its_name() -> None:
+    request = build_request({"prompt": "Once", "priority": "batch"}, "key")
+    assert request.priority == types_pb2.PRIORITY_BATCH
+
+
 def test_the_callers_idempotency_key_wins() -> None:
     assert build_request({"idempotency_key": "mine"}, "generated").idempotency_key == "mine"
 
@@ -74,6 +80,7 @@ def test_a_schema_may_be_a_mapping_or_json_text() -> None:
     ("params", "field"),
     [
         ({"max_tokens": -1}, "max_tokens"),
+        ({"priority": "urgent"}, "priority"),
         ({"top_k": -3}, "top_k"),
         ({"seed": 2**64}, "seed"),
         ({"messages": [{"role": "wizard", "content": "hi"}]}, "messages[0].role"),

@@ -39,7 +39,8 @@ def test_the_server_is_unpacked_once_with_the_stub_of_this_python(
     assert main(environ, said.append) == 0
     where = cached_triton(environ)
     assert where.stub.stat().st_mode & 0o111
-    assert said == [f"triton: {where.server}"]
+    assert "once" in said[0]
+    assert said[1:] == [f"triton: {where.server}"]
     monkeypatch.setattr(install_triton, "download", lambda _: pytest.fail("unpacked again"))
     assert main(environ, said.append) == 0
 
@@ -51,7 +52,7 @@ def test_a_python_without_a_stub_is_named(
     monkeypatch.setattr(install_triton, "download", lambda folder: unpack(folder, "2.7"))
     said: list[str] = []
     assert main(environ, said.append) == 1
-    assert f"no stub for Python {VERSION}; it has 2.7" in said[0]
+    assert f"no stub for Python {VERSION}; it has 2.7" in said[-1]
     assert not cached_triton(environ).root.exists()
 
 
@@ -80,7 +81,7 @@ def test_what_pip_says_is_passed_on(environ: dict[str, str], monkeypatch) -> Non
     monkeypatch.setattr(subprocess, "run", fail)
     said: list[str] = []
     assert main(environ, said.append) == 1
-    assert "no such release" in said[0]
+    assert "no such release" in said[-1]
 
 
 def test_a_missing_library_is_named(monkeypatch, tmp_path: Path) -> None:

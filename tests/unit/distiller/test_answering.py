@@ -1,5 +1,8 @@
 """Offline decoding equals the packed reference and obeys its grammars."""
 
+from dataclasses import replace
+
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -8,7 +11,10 @@ from services.distiller.grid import Grid
 from tests.unit.distiller.parts import CONFIG, VOCAB, weights
 from understudy.grammar import Compiler, GrammarSource
 from understudy.model.attention import PackedCausal
+from understudy.model.config import ModelConfig
+from understudy.model.traits import LatentShape
 from understudy.model.transformer import Transformer
+from understudy.model.weights import random_weights
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -32,13 +38,22 @@ def question(prompt: str, rule: str) -> Question:
     return Question(ids(prompt), GrammarSource("lark", f"start: {rule}\n"))
 
 
-def test_a_grid_in_pieces_equals_whole_sequences() -> None:
-    model = Transformer(CONFIG, weights())
+LATENT = replace(
+    CONFIG,
+    latent=LatentShape(kv_rank=6, nope_dim=4, rope_dim=4, value_dim=6),
+    num_kv_heads=CONFIG.num_heads,
+    head_dim=8,
+)
+
+
+@pytest.mark.parametrize("config", [CONFIG, LATENT], ids=["grouped", "latent"])
+def test_a_grid_in_pieces_equals_whole_sequences(config: ModelConfig) -> None:
+    model = Transformer(config, random_weights(config, seed=1, deviation=0.3))
     tokens = [torch.arange(3, 12), torch.arange(20, 26)]
     whole = model.forward(
         torch.cat(tokens), torch.cat([torch.arange(9), torch.arange(6)]), PackedCausal([9, 6])
     )
-    grid = Grid(CONFIG, num_places=3, max_positions=16)
+    grid = Grid(config, num_places=3, max_positions=16)
     pieces: list[list[torch.Tensor]] = [[], []]
     for start, counts in ((0, [4, 1]), (4, [1, 3]), (5, [4, 2])):
         starts = [start, [0, 1, 4][[0, 4, 5].index(start)]]

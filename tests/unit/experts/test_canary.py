@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from torch import Tensor
 
 from services.experts import canary as canary_module
-from services.experts.canary import MAX_LATE, Canary, canary_request
+from services.experts.canary import FAST_TOLERANCE, MAX_LATE, Canary, canary_request
 from services.experts.executors import Availability
 from services.experts.holdings import Holdings
 from services.experts.metrics import ExpertsMetrics
@@ -95,6 +95,16 @@ def test_a_model_that_answers_wrongly_is_loaded_again(server, registry: Collecto
     assert registry.get_sample_value("understudy_experts_canary_failures_total") == 1
 
 
+def test_where_activations_are_rounded_here_triton_may_differ_by_as_much(
+    registry: CollectorRegistry,
+):
+    server, metrics = FakeServer(scale=1.01), ExpertsMetrics.on(registry)
+    availability = Availability(metrics, None)
+    Canary(server, HOLDINGS, availability, metrics, tolerance=FAST_TOLERANCE).look()
+    assert availability.is_up
+    assert server.reloads == 0
+
+
 def test_a_server_that_is_away_is_only_waited_for(registry: CollectorRegistry):
     server = FakeServer(failure=Unavailable("connection refused"), is_there=False)
     canary, availability = watch(server, registry)
@@ -147,7 +157,11 @@ def test_a_failed_call_wakes_the_canary_at_once(
     canary.close()
 
 
-@pytest.mark.parametrize("config", [DENSE, MIXTURE], ids=["dense", "mixture"])
+@pytest.mark.parametrize(
+    "config",
+    [DENSE, MIXTURE, replace(MIXTURE, dense_layers=(1,))],
+    ids=["dense", "mixture", "dense first"],
+)
 def test_the_canarys_sum_says_something_about_the_weights(config):
     holdings = Holdings.take(seeded(config), expert_ids=[2, 3], layers=[1, 2])
     header, request = canary_request(holdings)

@@ -78,7 +78,11 @@ def test_every_service_accepts_what_it_is_told(package: str, launches: dict[str,
 
 
 def test_the_trace_store_accepts_what_it_is_told(launches: dict[str, Launch]) -> None:
-    TracesSettings.from_env(launches["traces"].environ)
+    told = launches["traces"].environ
+    traces = TracesSettings.from_env(told)
+    assert traces.listen == "127.0.0.1:0"
+    assert str(traces.path) == told["UNDERSTUDY_TRACES_PATH"]
+    assert str(traces.ready_file) == told["UNDERSTUDY_TRACES_READY_FILE"]
 
 
 def test_the_llm_is_disaggregated_and_the_slm_is_not(launches: dict[str, Launch]) -> None:

@@ -6,6 +6,7 @@ import socket
 import stat
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -42,20 +43,28 @@ def settings(tmp_path: Path) -> LocalSettings:
     return LocalSettings(run_dir=tmp_path / "run", http_port=0, grpc_port=0, llm=str(llm))
 
 
-@pytest.fixture
-def redis_port() -> Iterator[int]:
+@dataclass
+class GuardedRedis:
     """Something that answers like a Redis that wants a password."""
+
+    port: int
+    asked: bytes = b""
+
+
+@pytest.fixture
+def guarded_redis() -> Iterator[GuardedRedis]:
     with socket.create_server(("127.0.0.1", 0)) as server:
+        redis = GuardedRedis(server.getsockname()[1])
 
         def answer() -> None:
             connection, _ = server.accept()
             with connection:
-                connection.recv(16)
+                redis.asked = connection.recv(16)
                 connection.sendall(b"-NOAUTH Authentication required.\r\n")
 
         thread = threading.Thread(target=answer, daemon=True)
         thread.start()
-        yield server.getsockname()[1]
+        yield redis
         thread.join(10)
 
 
@@ -130,8 +139,9 @@ def test_a_redis_that_is_gone_is_named_with_its_variable() -> None:
         ports.require_redis(f"redis://127.0.0.1:{port}/0", "V")
 
 
-def test_a_redis_that_asks_for_a_password_is_there(redis_port: int) -> None:
-    ports.require_redis(f"redis://:secret@127.0.0.1:{redis_port}/0", "V")
+def test_a_redis_that_asks_for_a_password_is_there(guarded_redis: GuardedRedis) -> None:
+    ports.require_redis(f"redis://:secret@127.0.0.1:{guarded_redis.port}/0", "V")
+    assert guarded_redis.asked.upper().startswith(b"PING")
 
 
 def test_a_url_of_something_else_is_refused() -> None:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.unit.model.configs import ALL, FINE, LONGCAT
 from tests.unit.model.conftest import Tiny, assert_near
 from understudy.errors import FailedPrecondition, Internal
 from understudy.model.adapter import (
@@ -19,7 +20,9 @@ from understudy.model.attention import PackedCausal
 from understudy.model.config import ModelConfig
 from understudy.model.ffn import FfnShards
 from understudy.model.safetensors_io import write_file
+from understudy.model.shapes import layer_prefix
 from understudy.model.transformer import Transformer
+from understudy.model.weights import random_weights
 
 BASE = "0" * 64
 
@@ -36,10 +39,12 @@ def _adapter(config: ModelConfig, seed: int, rank: int = 4) -> Adapter:
 
 def _merged(tiny: Tiny, adapter: Adapter) -> Tiny:
     weights = dict(tiny.weights)
-    for layer in range(tiny.config.num_layers):
-        for projection in ("q_proj", "k_proj", "v_proj", "o_proj"):
-            down, up = adapter.factors(layer, projection)
-            name = f"model.layers.{layer}.self_attn.{projection}.weight"
+    for key in adapter.tensors:
+        _, index, projection, part = key.split(".")
+        if part == "down":
+            down, up = adapter.factors(int(index), projection)
+            prefix, place = layer_prefix(tiny.config, int(index))
+            name = f"{prefix}.self_attn{place}.{projection}.weight"
             weights[name] = weights[name] + adapter.scale * up @ down
     return Tiny(tiny.config, weights)
 
@@ -59,6 +64,33 @@ def test_rows_of_one_batch_use_their_own_adapters(tiny: Tiny) -> None:
     for owner, part, text in zip(owners, mixed.split(lengths), tokens.split(lengths), strict=True):
         alone = tiny if owner is None else _merged(tiny, owner)
         assert_near(part, alone.logits(text), tolerance=1e-3)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_adapter_of_every_family_equals_merged_weights(name: str) -> None:
+    tiny = Tiny(ALL[name], random_weights(ALL[name], seed=7, deviation=0.3))
+    adapter, tokens = _adapter(tiny.config, 1), torch.arange(9)
+    model = Transformer(tiny.config, tiny.weights)
+
+    batch = AdapterBatch([AdapterGroup(adapter)])
+    adapted = model.forward(tokens, torch.arange(9), PackedCausal([9]), batch)
+
+    assert_near(model.logits(adapted), _merged(tiny, adapter).logits(tokens), tolerance=1e-4)
+
+
+def test_adapter_of_latent_attention_has_its_projections_and_no_others() -> None:
+    keys = _adapter(FINE, 1).tensors
+    projections = {key.split(".")[2] for key in keys}
+
+    assert projections == {"q_a_proj", "kv_a_proj_with_mqa", "o_proj"}
+    assert {key.split(".")[1] for key in _adapter(LONGCAT, 1).tensors} == set("0123")
+
+
+def test_adapter_of_another_kind_of_attention_is_refused(tmp_path: Path) -> None:
+    save_adapter(_adapter(ALL["llama"], 1), tmp_path / "a.safetensors")
+
+    with pytest.raises(FailedPrecondition, match=r"lacks the tensor 'layers\.0\.q_a_proj\.down'"):
+        load_adapter(tmp_path / "a.safetensors", FINE, BASE)
 
 
 def test_rows_without_adapter_are_untouched_bit_for_bit(dense: Tiny) -> None:

@@ -1,5 +1,4 @@
 import struct
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,100 +10,34 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.unit.model.conftest import DENSE, MIXTURE, Tiny
+from tests.unit.model.configs import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE, STRETCHED
+from tests.unit.model.conftest import DENSE, MIXTURE, Tiny, assert_near
+from tests.unit.model.gguf_files import named_tensors, write_gguf
 from understudy.errors import FailedPrecondition
+from understudy.model.attention import PackedCausal
 from understudy.model.config import ModelConfig
 from understudy.model.gguf_header import parse_header
+from understudy.model.rope import Rotary, frequencies
+from understudy.model.traits import RopeScaling
+from understudy.model.transformer import Transformer
 from understudy.model.weights import load_model, random_weights
 
 # Correctness, not speed: a busy machine must not fail these.
 UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-LAYER_NAMES = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "block_sparse_moe.gate": "ffn_gate_inp",
-}
 
 
-def _interleaved(weight: Tensor, heads: int) -> Tensor:
-    # What llama.cpp's converter does to q and k.
-    return weight.view(heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
-
-
-def _named(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    named = {
-        "token_embd.weight": weights["model.embed_tokens.weight"],
-        "output_norm.weight": weights["model.norm.weight"],
-        "rope_freqs.weight": torch.ones(4),
-    }
-    if not config.tie_embeddings:
-        named["output.weight"] = weights["lm_head.weight"]
-    for layer in range(config.num_layers):
-        prefix = f"model.layers.{layer}"
-        for canonical, short in LAYER_NAMES.items():
-            weight = weights.get(f"{prefix}.{canonical}.weight")
-            heads = {"attn_q": config.num_heads, "attn_k": config.num_kv_heads}.get(short)
-            if weight is not None:
-                value = weight if heads is None else _interleaved(weight, heads)
-                named[f"blk.{layer}.{short}.weight"] = value
-        for which, short in (("w1", "gate"), ("w2", "down"), ("w3", "up")):
-            experts = [
-                weights[f"{prefix}.block_sparse_moe.experts.{e}.{which}.weight"]
-                for e in range(config.num_experts)
-            ]
-            if experts:
-                named[f"blk.{layer}.ffn_{short}_exps.weight"] = torch.stack(experts)
-    return named
-
-
-def _write(
-    path: Path,
-    config: ModelConfig,
-    named: Mapping[str, Tensor],
-    kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
-) -> None:
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(config.num_layers)
-    writer.add_context_length(config.max_positions)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.ffn_size)
-    writer.add_head_count(config.num_heads)
-    writer.add_head_count_kv(config.num_kv_heads)
-    writer.add_rope_freq_base(config.rope_theta)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_token_list([f"<{i}>" for i in range(config.vocab_size)])
-    writer.add_token_scores([0.0] * config.vocab_size)
-    if config.is_moe:
-        writer.add_expert_count(config.num_experts)
-        writer.add_expert_used_count(config.num_experts_per_token)
-    for name, value in named.items():
-        is_matrix = value.dim() > 1
-        array = value.contiguous().numpy()
-        data = gguf.quants.quantize(array, kind) if is_matrix else array
-        writer.add_tensor(name, data, raw_dtype=kind if is_matrix else None)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-@pytest.mark.parametrize("config", [DENSE, MIXTURE], ids=["dense", "mixture"])
+@pytest.mark.parametrize(
+    "config",
+    [DENSE, MIXTURE, QWEN2, STRETCHED, QWEN3, QWEN2_MOE, QWEN3_MOE],
+    ids=["llama", "mixtral", "qwen2", "yarn", "qwen3", "qwen2_moe", "qwen3_moe"],
+)
 @pytest.mark.parametrize("is_tied", [True, False], ids=["tied", "untied"])
 def test_gguf_holds_the_tensors_and_config_that_were_written(
     config: ModelConfig, is_tied: bool, tmp_path: Path
 ) -> None:
     config = replace(config, tie_embeddings=is_tied)
     weights = random_weights(config, seed=1)
-    _write(tmp_path / "m.gguf", config, _named(config, weights))
+    write_gguf(tmp_path / "m.gguf", config, named_tensors(config, weights))
 
     loaded = load_model(tmp_path / "m.gguf")
 
@@ -117,9 +50,9 @@ def test_gguf_holds_the_tensors_and_config_that_were_written(
 def test_quantised_tensors_equal_the_reference_dequantisation(kind: str, tmp_path: Path) -> None:
     config = replace(DENSE, ffn_size=64)
     weights = random_weights(config, seed=1)
-    named = _named(config, weights)
+    named = named_tensors(config, weights)
     quantisation = gguf.GGMLQuantizationType[kind]
-    _write(tmp_path / "m.gguf", config, named, quantisation)
+    write_gguf(tmp_path / "m.gguf", config, named, quantisation)
 
     loaded = load_model(tmp_path / "m.gguf")
 
@@ -129,10 +62,32 @@ def test_quantised_tensors_equal_the_reference_dequantisation(kind: str, tmp_pat
     assert np.array_equal(actual, reference)
 
 
+def test_table_of_divisors_stretches_the_frequencies_of_llama_3(tmp_path: Path) -> None:
+    # GGUF files of llama 3.1 have no metadata on scaling, only this table.
+    smooth = RopeScaling(kind="llama3", factor=8.0, original_positions=24)
+    config = replace(DENSE, rope_scaling=smooth)
+    plain, stretched = frequencies(8, 10_000.0), Rotary(config).angles(torch.tensor([1]))
+    divisors = plain / torch.atan2(stretched[1], stretched[0])[0, 0]
+    weights = random_weights(DENSE, seed=1)
+    write_gguf(
+        tmp_path / "m.gguf", DENSE, {**named_tensors(DENSE, weights), "rope_freqs.weight": divisors}
+    )
+
+    loaded = load_model(tmp_path / "m.gguf")
+
+    assert loaded.config.rope_scaling is not None
+    assert loaded.config.rope_scaling.kind == "factors"
+    hidden = [
+        Transformer(c, weights).forward(torch.arange(60), torch.arange(60), PackedCausal([60]))
+        for c in (config, loaded.config)
+    ]
+    assert_near(hidden[1], hidden[0], tolerance=1e-4)
+
+
 @pytest.fixture(scope="module")
 def content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("gguf") / "m.gguf"
-    _write(path, DENSE, _named(DENSE, random_weights(DENSE, seed=1)))
+    write_gguf(path, DENSE, named_tensors(DENSE, random_weights(DENSE, seed=1)))
     return path.read_bytes()
 
 
@@ -191,19 +146,23 @@ def test_absent_file_is_refused(tmp_path: Path) -> None:
         ("blk.0.attn_q.weight", torch.ones(30, 32), "not divisible into 4 heads"),
         ("blk.0.ffn_up.weight", torch.ones(47, 32), r"shape \(47, 32\); the config needs"),
         ("blk.0.ffn_up.weight", torch.full((48, 32), torch.nan), "not finite"),
-        ("blk.0.attn_q.bias", torch.ones(32), "unknown tensor 'blk.0.attn_q.bias'"),
+        (
+            "blk.0.attn_q.bias",
+            torch.ones(32),
+            "unknown tensor 'model.layers.0.self_attn.q_proj.bias'",
+        ),
         ("blk.9.ffn_norm.weight", torch.ones(32), "unknown tensor 'model.layers.9"),
     ],
 )
 def test_faulty_tensor_in_gguf_is_refused_by_name(
     name: str, value: Tensor | None, said: str, dense: Tiny, tmp_path: Path
 ) -> None:
-    named = _named(dense.config, dense.weights)
+    named = named_tensors(dense.config, dense.weights)
     if value is None:
         del named[name]
     else:
         named[name] = value
-    _write(tmp_path / "m.gguf", dense.config, named)
+    write_gguf(tmp_path / "m.gguf", dense.config, named)
 
     with pytest.raises(FailedPrecondition, match=said):
         load_model(tmp_path / "m.gguf")

@@ -22,17 +22,15 @@ from understudy_kernels.packaging import (
 from understudy_kernels.packaging.bundle import BUNDLE, write_tensors
 from understudy_kernels.packaging.compiling import cache_directory, find_compiler
 from understudy_kernels.packaging.repository import triton_config
-from understudy_kernels.packaging.serving.package_runtime import (
+from understudy_kernels.packaging.serving.manifest import (
     COMPILED,
     MANIFEST,
     WEIGHTS,
-    DecoderPackage,
-    FfnPackage,
     Manifest,
     PackageError,
     machine_isa,
-    map_tensors,
 )
+from understudy_kernels.packaging.serving.runtime import DecoderPackage, FfnPackage, map_tensors
 
 DIGEST = "ab" * 32
 SHAPE = {
@@ -154,7 +152,8 @@ def test_the_servers_config_names_inputs_digest_and_threads():
     assert f'key: "config_digest" value: {{ string_value: "{DIGEST}" }}' in config
     assert 'key: "threads" value: { string_value: "3" }' in config
     mixture = {**SHAPE, "num_experts": 4, "num_experts_per_token": 2}
-    assert "[ -1, 2 ]" in triton_config(replace(DENSE, shape=mixture), threads=1)
+    config = triton_config(replace(DENSE, shape=mixture), threads=1)
+    assert 'name: "expert_ids" data_type: TYPE_INT64 dims: [ -1, 2 ] optional: true }' in config
 
 
 def test_written_tensors_are_safetensors_and_aligned_in_memory(tmp_path: Path):

@@ -9,7 +9,7 @@ import pytest
 from services.router.plans import Planner
 from services.router.requests import Message, Request, Sampling, Tool, ToolCall
 from services.router.verifiers import tool_call, verify
-from understudy.errors import InvalidArgument, NotFound
+from understudy.errors import InvalidArgument, NotFound, UnsupportedSchema
 from understudy.grammar import Compiler
 from understudy.testing.tiny_tokenizer import EOS_ID, tiny_tokenizer
 from understudy.workloads import find_workload
@@ -117,3 +117,13 @@ def test_tool_calls_are_read_only_when_complete() -> None:
     assert json.loads(call.arguments_json) == {"to": "Köln"}
     assert tool_call('{"name":"go","argu') is None
     assert tool_call("[]") is None
+
+
+@pytest.mark.parametrize("bound", ["NaN", "1e999", "9" * 400])
+def test_a_schema_whose_numbers_no_grammar_holds_is_the_callers(
+    planner: Planner, bound: str
+) -> None:
+    schema = f'{{"type":"integer","minimum":{bound}}}'
+    with pytest.raises(UnsupportedSchema) as caught:
+        planner.plan(Request(messages=USER, schema_json=schema))
+    assert caught.value.metadata["field"] == "response_schema_json"

@@ -3,8 +3,10 @@
 import io
 import json
 import logging
+import threading
 
 import pytest
+from opentelemetry import trace
 from prometheus_client import CollectorRegistry, generate_latest
 
 from understudy.rpc.metadata import set_current_request_id
@@ -65,4 +67,9 @@ def test_metrics_are_named_after_service_and_unit():
 
 
 def test_tracing_without_an_endpoint_is_off():
-    configure_tracing("router", "", 1.0)()
+    provider, num_threads = trace.get_tracer_provider(), threading.active_count()
+    stop = configure_tracing("router", "", 1.0)
+    assert trace.get_tracer_provider() is provider
+    assert threading.active_count() == num_threads, "nothing exports"
+    stop()
+    assert trace.get_tracer_provider() is provider

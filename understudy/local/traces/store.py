@@ -43,8 +43,7 @@ _LATEST: Final = """
 SELECT trace_id FROM spans ORDER BY start_ns DESC LIMIT 1
 """
 _LATEST_ESCALATED: Final = """
-SELECT trace_id FROM spans AS root WHERE name = ? AND (is_escalated OR
-    (SELECT COUNT(*) FROM spans WHERE trace_id = root.trace_id AND name = ?) > 1)
+SELECT trace_id FROM spans WHERE name = ? AND is_escalated
 ORDER BY start_ns DESC LIMIT 1
 """
 _OLDEST: Final = """
@@ -101,7 +100,7 @@ class TraceStore:
 
     def latest_escalated(self) -> Trace | None:
         """The trace of the latest request that went from the SLM to the LLM, where there is one."""
-        return self._found(_LATEST_ESCALATED, names.ROUTER_GENERATE, names.ROUTER_ATTEMPT)
+        return self._found(_LATEST_ESCALATED, names.ROUTER_GENERATE)
 
     def count(self) -> int:
         """Spans stored."""

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 import triton_python_backend_utils as pb
-from package_runtime import DecoderPackage, FfnPackage, Manifest, PackageError
+from serving.manifest import Manifest, PackageError
+from serving.runtime import DecoderPackage, FfnPackage
 from torch import Tensor
 
 
@@ -48,11 +49,14 @@ class TritonPythonModel:
             return "generated", self._package.generate(tokens, lengths, int(steps[0]))
         layer, first_shard, num_shards = _tensor(request, "place").tolist()
         hidden = _tensor(request, "hidden")
-        gates: tuple[Tensor, ...] = ()
-        if self._package.manifest.shape["num_experts"]:
-            gates = (_tensor(request, "expert_ids"), _tensor(request, "gate_weights"))
+        gates = (_optional(request, name) for name in ("expert_ids", "gate_weights"))
         return "total", self._package.compute(layer, first_shard, num_shards, hidden, *gates)
 
 
 def _tensor(request: pb.InferenceRequest, name: str) -> Tensor:
     return torch.from_dlpack(pb.get_input_tensor_by_name(request, name))
+
+
+def _optional(request: pb.InferenceRequest, name: str) -> Tensor | None:
+    tensor = pb.get_input_tensor_by_name(request, name)
+    return None if tensor is None else torch.from_dlpack(tensor)

@@ -67,10 +67,11 @@ def test_latest_escalated_skips_later_accepted_requests(store, escalated, span):
     assert store.latest_escalated().trace_id == escalated.trace_id
 
 
-def test_two_attempts_are_an_escalation_even_without_the_mark(store, escalated):
-    store.add([replace(one, attributes={}) for one in escalated.spans])
+def test_two_attempts_are_no_escalation_where_the_router_says_so(store, escalated):
+    """The SLM's worker died, so that there was nothing of the SLM's to judge."""
+    store.add([replace(one, attributes={names.ESCALATED: False}) for one in escalated.spans])
 
-    assert store.latest_escalated().trace_id == escalated.trace_id
+    assert store.latest_escalated() is None
 
 
 def test_oldest_traces_make_room(path, span):

@@ -27,7 +27,7 @@ from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from understudy.api.types.v1 import types_pb2 as understudy_dot_api_dot_types_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+understudy/api/attention/v1/attention.proto\x12\x1bunderstudy.api.attention.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\x1a#understudy/api/types/v1/types.proto\"\x89\x01\n\x0eSessionRequest\x12\x35\n\x06submit\x18\x01 \x01(\x0b\x32#.understudy.api.attention.v1.SubmitH\x00\x12\x35\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32#.understudy.api.attention.v1.CancelH\x00\x42\t\n\x07\x63ommand\"\xaa\x02\n\x06Submit\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x0e\n\x06tokens\x18\x02 \x03(\r\x12\x18\n\x10\x63ommitted_tokens\x18\x03 \x01(\r\x12\x39\n\x08sampling\x18\x04 \x01(\x0b\x32\'.understudy.api.types.v1.SamplingParams\x12\x31\n\x07grammar\x18\x05 \x01(\x0b\x32 .understudy.api.types.v1.Grammar\x12\x0f\n\x07\x61\x64\x61pter\x18\x06 \x01(\t\x12,\n\ttime_left\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07kv_root\x18\x08 \x01(\x0c\x12\x0e\n\x06tenant\x18\t \x01(\t\x12\x13\n\x0btraceparent\x18\n \x01(\t\"\x1d\n\x06\x43\x61ncel\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\"\xda\x01\n\x0fSessionResponse\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12;\n\x06tokens\x18\x02 \x03(\x0b\x32+.understudy.api.attention.v1.SequenceTokens\x12?\n\x08\x66inished\x18\x03 \x03(\x0b\x32-.understudy.api.attention.v1.SequenceFinished\x12;\n\x06\x66\x61iled\x18\x04 \x03(\x0b\x32+.understudy.api.attention.v1.SequenceFailed\"\x83\x01\n\x0eSequenceTokens\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x10\n\x08logprobs\x18\x03 \x03(\x02\x12\x0f\n\x07margins\x18\x04 \x03(\x02\x12\x13\n\x0bmask_losses\x18\x05 \x03(\x02\x12\x11\n\tis_forced\x18\x06 \x03(\x08\"\xbc\x01\n\x10SequenceFinished\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12<\n\rfinish_reason\x18\x02 \x01(\x0e\x32%.understudy.api.types.v1.FinishReason\x12\x1b\n\x13local_cached_tokens\x18\x03 \x01(\r\x12\x1c\n\x14remote_cached_tokens\x18\x04 \x01(\r\x12\x1a\n\x12\x63omputed_positions\x18\x05 \x01(\r\"I\n\x0eSequenceFailed\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\"\n\x06status\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\"\r\n\x0bInfoRequest\"\x98\x02\n\x0cInfoResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\x12\x10\n\x08\x61\x64\x61pters\x18\x03 \x03(\t\x12\x1a\n\x12max_context_tokens\x18\x04 \x01(\r\x12\x1b\n\x13position_parameters\x18\x05 \x01(\x04\x12\x12\n\nnum_blocks\x18\x06 \x01(\r\x12\x17\n\x0fnum_free_blocks\x18\x07 \x01(\r\x12\x19\n\x11\x62lock_size_tokens\x18\x08 \x01(\r\x12\x13\n\x0bnum_running\x18\t \x01(\r\x12\x13\n\x0bnum_waiting\x18\n \x01(\r\x12\x18\n\x10is_disaggregated\x18\x0b \x01(\x08\x12\x12\n\nvocab_size\x18\x0c \x01(\r\"8\n\x0c\x44rainRequest\x12(\n\x05grace\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"\'\n\rDrainResponse\x12\x16\n\x0enum_unfinished\x18\x01 \x01(\r2\xb9\x02\n\x10\x41ttentionService\x12h\n\x07Session\x12+.understudy.api.attention.v1.SessionRequest\x1a,.understudy.api.attention.v1.SessionResponse(\x01\x30\x01\x12[\n\x04Info\x12(.understudy.api.attention.v1.InfoRequest\x1a).understudy.api.attention.v1.InfoResponse\x12^\n\x05\x44rain\x12).understudy.api.attention.v1.DrainRequest\x1a*.understudy.api.attention.v1.DrainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+understudy/api/attention/v1/attention.proto\x12\x1bunderstudy.api.attention.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\x1a#understudy/api/types/v1/types.proto\"\x89\x01\n\x0eSessionRequest\x12\x35\n\x06submit\x18\x01 \x01(\x0b\x32#.understudy.api.attention.v1.SubmitH\x00\x12\x35\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32#.understudy.api.attention.v1.CancelH\x00\x42\t\n\x07\x63ommand\"\xdf\x02\n\x06Submit\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x0e\n\x06tokens\x18\x02 \x03(\r\x12\x18\n\x10\x63ommitted_tokens\x18\x03 \x01(\r\x12\x39\n\x08sampling\x18\x04 \x01(\x0b\x32\'.understudy.api.types.v1.SamplingParams\x12\x31\n\x07grammar\x18\x05 \x01(\x0b\x32 .understudy.api.types.v1.Grammar\x12\x0f\n\x07\x61\x64\x61pter\x18\x06 \x01(\t\x12,\n\ttime_left\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07kv_root\x18\x08 \x01(\x0c\x12\x0e\n\x06tenant\x18\t \x01(\t\x12\x13\n\x0btraceparent\x18\n \x01(\t\x12\x33\n\x08priority\x18\x0b \x01(\x0e\x32!.understudy.api.types.v1.Priority\"\x1d\n\x06\x43\x61ncel\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\"\xda\x01\n\x0fSessionResponse\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12;\n\x06tokens\x18\x02 \x03(\x0b\x32+.understudy.api.attention.v1.SequenceTokens\x12?\n\x08\x66inished\x18\x03 \x03(\x0b\x32-.understudy.api.attention.v1.SequenceFinished\x12;\n\x06\x66\x61iled\x18\x04 \x03(\x0b\x32+.understudy.api.attention.v1.SequenceFailed\"\x83\x01\n\x0eSequenceTokens\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x10\n\x08logprobs\x18\x03 \x03(\x02\x12\x0f\n\x07margins\x18\x04 \x03(\x02\x12\x13\n\x0bmask_losses\x18\x05 \x03(\x02\x12\x11\n\tis_forced\x18\x06 \x03(\x08\"\xbc\x01\n\x10SequenceFinished\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12<\n\rfinish_reason\x18\x02 \x01(\x0e\x32%.understudy.api.types.v1.FinishReason\x12\x1b\n\x13local_cached_tokens\x18\x03 \x01(\r\x12\x1c\n\x14remote_cached_tokens\x18\x04 \x01(\r\x12\x1a\n\x12\x63omputed_positions\x18\x05 \x01(\r\"I\n\x0eSequenceFailed\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\"\n\x06status\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\"\r\n\x0bInfoRequest\"\x98\x02\n\x0cInfoResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\x12\x10\n\x08\x61\x64\x61pters\x18\x03 \x03(\t\x12\x1a\n\x12max_context_tokens\x18\x04 \x01(\r\x12\x1b\n\x13position_parameters\x18\x05 \x01(\x04\x12\x12\n\nnum_blocks\x18\x06 \x01(\r\x12\x17\n\x0fnum_free_blocks\x18\x07 \x01(\r\x12\x19\n\x11\x62lock_size_tokens\x18\x08 \x01(\r\x12\x13\n\x0bnum_running\x18\t \x01(\r\x12\x13\n\x0bnum_waiting\x18\n \x01(\r\x12\x18\n\x10is_disaggregated\x18\x0b \x01(\x08\x12\x12\n\nvocab_size\x18\x0c \x01(\r\"8\n\x0c\x44rainRequest\x12(\n\x05grace\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"\'\n\rDrainResponse\x12\x16\n\x0enum_unfinished\x18\x01 \x01(\r2\xb9\x02\n\x10\x41ttentionService\x12h\n\x07Session\x12+.understudy.api.attention.v1.SessionRequest\x1a,.understudy.api.attention.v1.SessionResponse(\x01\x30\x01\x12[\n\x04Info\x12(.understudy.api.attention.v1.InfoRequest\x1a).understudy.api.attention.v1.InfoResponse\x12^\n\x05\x44rain\x12).understudy.api.attention.v1.DrainRequest\x1a*.understudy.api.attention.v1.DrainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,25 +37,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SESSIONREQUEST']._serialized_start=171
   _globals['_SESSIONREQUEST']._serialized_end=308
   _globals['_SUBMIT']._serialized_start=311
-  _globals['_SUBMIT']._serialized_end=609
-  _globals['_CANCEL']._serialized_start=611
-  _globals['_CANCEL']._serialized_end=640
-  _globals['_SESSIONRESPONSE']._serialized_start=643
-  _globals['_SESSIONRESPONSE']._serialized_end=861
-  _globals['_SEQUENCETOKENS']._serialized_start=864
-  _globals['_SEQUENCETOKENS']._serialized_end=995
-  _globals['_SEQUENCEFINISHED']._serialized_start=998
-  _globals['_SEQUENCEFINISHED']._serialized_end=1186
-  _globals['_SEQUENCEFAILED']._serialized_start=1188
-  _globals['_SEQUENCEFAILED']._serialized_end=1261
-  _globals['_INFOREQUEST']._serialized_start=1263
-  _globals['_INFOREQUEST']._serialized_end=1276
-  _globals['_INFORESPONSE']._serialized_start=1279
-  _globals['_INFORESPONSE']._serialized_end=1559
-  _globals['_DRAINREQUEST']._serialized_start=1561
-  _globals['_DRAINREQUEST']._serialized_end=1617
-  _globals['_DRAINRESPONSE']._serialized_start=1619
-  _globals['_DRAINRESPONSE']._serialized_end=1658
-  _globals['_ATTENTIONSERVICE']._serialized_start=1661
-  _globals['_ATTENTIONSERVICE']._serialized_end=1974
+  _globals['_SUBMIT']._serialized_end=662
+  _globals['_CANCEL']._serialized_start=664
+  _globals['_CANCEL']._serialized_end=693
+  _globals['_SESSIONRESPONSE']._serialized_start=696
+  _globals['_SESSIONRESPONSE']._serialized_end=914
+  _globals['_SEQUENCETOKENS']._serialized_start=917
+  _globals['_SEQUENCETOKENS']._serialized_end=1048
+  _globals['_SEQUENCEFINISHED']._serialized_start=1051
+  _globals['_SEQUENCEFINISHED']._serialized_end=1239
+  _globals['_SEQUENCEFAILED']._serialized_start=1241
+  _globals['_SEQUENCEFAILED']._serialized_end=1314
+  _globals['_INFOREQUEST']._serialized_start=1316
+  _globals['_INFOREQUEST']._serialized_end=1329
+  _globals['_INFORESPONSE']._serialized_start=1332
+  _globals['_INFORESPONSE']._serialized_end=1612
+  _globals['_DRAINREQUEST']._serialized_start=1614
+  _globals['_DRAINREQUEST']._serialized_end=1670
+  _globals['_DRAINRESPONSE']._serialized_start=1672
+  _globals['_DRAINRESPONSE']._serialized_end=1711
+  _globals['_ATTENTIONSERVICE']._serialized_start=1714
+  _globals['_ATTENTIONSERVICE']._serialized_end=2027
 # @@protoc_insertion_point(module_scope)

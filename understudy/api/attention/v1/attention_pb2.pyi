@@ -69,6 +69,7 @@ class Submit(_message.Message):
     KV_ROOT_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     sequence_id: _builtins.int
     """Chosen by the router, unique within the session."""
     committed_tokens: _builtins.int
@@ -80,9 +81,11 @@ class Submit(_message.Message):
     kv_root: _builtins.bytes
     """Root of the KV hash chain: HMAC(tenant secret, model digest), 32 bytes. Empty: no sharing."""
     tenant: _builtins.str
-    """Tenant name for KV keys, [a-z0-9-]{1,63}."""
+    """Tenant name for KV keys and for fairness by served tokens, [a-z0-9-]{1,63}."""
     traceparent: _builtins.str
     """W3C traceparent of the attempt's span; empty when not sampled."""
+    priority: _types_pb2.Priority.ValueType
+    """How urgent it is; unset means standard. INVALID_ARGUMENT for one the worker does not know."""
     @_builtins.property
     def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Prompt, then tokens already committed elsewhere; at least one token."""
@@ -97,7 +100,10 @@ class Submit(_message.Message):
 
     @_builtins.property
     def time_left(self) -> _duration_pb2.Duration:
-        """Time left; the sequence ends with DEADLINE_EXCEEDED afterwards."""
+        """Time left; the sequence ends with DEADLINE_EXCEEDED afterwards. What cannot be met at the
+        measured rates is refused at once: DEADLINE_EXCEEDED when the sequence alone takes longer,
+        RESOURCE_EXHAUSTED with RetryInfo when the work ahead of it makes it late.
+        """
 
     def __init__(
         self,
@@ -112,10 +118,11 @@ class Submit(_message.Message):
         kv_root: _builtins.bytes = ...,
         tenant: _builtins.str = ...,
         traceparent: _builtins.str = ...,
+        priority: _types_pb2.Priority.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["grammar", b"grammar", "sampling", b"sampling", "time_left", b"time_left"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "committed_tokens", b"committed_tokens", "grammar", b"grammar", "kv_root", b"kv_root", "sampling", b"sampling", "sequence_id", b"sequence_id", "tenant", b"tenant", "time_left", b"time_left", "tokens", b"tokens", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "committed_tokens", b"committed_tokens", "grammar", b"grammar", "kv_root", b"kv_root", "priority", b"priority", "sampling", b"sampling", "sequence_id", b"sequence_id", "tenant", b"tenant", "time_left", b"time_left", "tokens", b"tokens", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

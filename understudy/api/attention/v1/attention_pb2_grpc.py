@@ -66,7 +66,7 @@ class AttentionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Info(self, request, context):
-        """Reports model, capacity and load.
+        """Reports model, capacity and load; also while draining. Errors: none of its own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -74,6 +74,7 @@ class AttentionServiceServicer:
 
     def Drain(self, request, context):
         """Stops admission and returns when running sequences have finished or `grace` has passed.
+        Errors: INVALID_ARGUMENT (grace out of range).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

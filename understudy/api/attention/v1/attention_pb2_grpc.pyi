@@ -39,9 +39,11 @@ class AttentionServiceStub:
     Errors end a sequence through `SequenceFailed`; the stream ends with UNAVAILABLE on drain.
     """
     Info: _grpc.UnaryUnaryMultiCallable[_attention_pb2.InfoRequest, _attention_pb2.InfoResponse]
-    """Reports model, capacity and load."""
+    """Reports model, capacity and load; also while draining. Errors: none of its own."""
     Drain: _grpc.UnaryUnaryMultiCallable[_attention_pb2.DrainRequest, _attention_pb2.DrainResponse]
-    """Stops admission and returns when running sequences have finished or `grace` has passed."""
+    """Stops admission and returns when running sequences have finished or `grace` has passed.
+    Errors: INVALID_ARGUMENT (grace out of range).
+    """
 
 @_typing.type_check_only
 class AttentionServiceAsyncStub(AttentionServiceStub):
@@ -54,9 +56,11 @@ class AttentionServiceAsyncStub(AttentionServiceStub):
     Errors end a sequence through `SequenceFailed`; the stream ends with UNAVAILABLE on drain.
     """
     Info: _aio.UnaryUnaryMultiCallable[_attention_pb2.InfoRequest, _attention_pb2.InfoResponse]  # type: ignore[assignment]
-    """Reports model, capacity and load."""
+    """Reports model, capacity and load; also while draining. Errors: none of its own."""
     Drain: _aio.UnaryUnaryMultiCallable[_attention_pb2.DrainRequest, _attention_pb2.DrainResponse]  # type: ignore[assignment]
-    """Stops admission and returns when running sequences have finished or `grace` has passed."""
+    """Stops admission and returns when running sequences have finished or `grace` has passed.
+    Errors: INVALID_ARGUMENT (grace out of range).
+    """
 
 class AttentionServiceServicer(metaclass=_abc_1.ABCMeta):
     """Serves routers."""
@@ -78,7 +82,7 @@ class AttentionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _attention_pb2.InfoRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_attention_pb2.InfoResponse, _abc.Awaitable[_attention_pb2.InfoResponse]]:
-        """Reports model, capacity and load."""
+        """Reports model, capacity and load; also while draining. Errors: none of its own."""
 
     @_abc_1.abstractmethod
     def Drain(
@@ -86,6 +90,8 @@ class AttentionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _attention_pb2.DrainRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_attention_pb2.DrainResponse, _abc.Awaitable[_attention_pb2.DrainResponse]]:
-        """Stops admission and returns when running sequences have finished or `grace` has passed."""
+        """Stops admission and returns when running sequences have finished or `grace` has passed.
+        Errors: INVALID_ARGUMENT (grace out of range).
+        """
 
 def add_AttentionServiceServicer_to_server(servicer: AttentionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class DistillerServiceStub:
-    """Serves operators and the CLI.
+    """Serves operators.
     """
 
     def __init__(self, channel):
@@ -53,25 +53,26 @@ class DistillerServiceStub:
 
 
 class DistillerServiceServicer:
-    """Serves operators and the CLI.
+    """Serves operators.
     """
 
     def Submit(self, request, context):
-        """Queues a run. INVALID_ARGUMENT names the bad field.
+        """Queues a run. Errors: INVALID_ARGUMENT names the bad field,
+        RESOURCE_EXHAUSTED (too many runs are queued).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Watch(self, request, context):
-        """Streams a run's progress until it ends. NOT_FOUND for an unknown run.
+        """Streams a run's progress until it ends. Errors: NOT_FOUND (unknown run).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def List(self, request, context):
-        """Lists runs, newest first.
+        """Lists runs, newest first. Errors: none of its own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -104,7 +105,7 @@ def add_DistillerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class DistillerService:
-    """Serves operators and the CLI.
+    """Serves operators.
     """
 
     @staticmethod

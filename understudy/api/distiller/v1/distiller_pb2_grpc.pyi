@@ -27,33 +27,37 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class DistillerServiceStub:
-    """Serves operators and the CLI."""
+    """Serves operators."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> DistillerServiceAsyncStub: ...
     Submit: _grpc.UnaryUnaryMultiCallable[_distiller_pb2.SubmitRequest, _distiller_pb2.SubmitResponse]
-    """Queues a run. INVALID_ARGUMENT names the bad field."""
+    """Queues a run. Errors: INVALID_ARGUMENT names the bad field,
+    RESOURCE_EXHAUSTED (too many runs are queued).
+    """
     Watch: _grpc.UnaryStreamMultiCallable[_distiller_pb2.WatchRequest, _distiller_pb2.WatchResponse]
-    """Streams a run's progress until it ends. NOT_FOUND for an unknown run."""
+    """Streams a run's progress until it ends. Errors: NOT_FOUND (unknown run)."""
     List: _grpc.UnaryUnaryMultiCallable[_distiller_pb2.ListRequest, _distiller_pb2.ListResponse]
-    """Lists runs, newest first."""
+    """Lists runs, newest first. Errors: none of its own."""
 
 @_typing.type_check_only
 class DistillerServiceAsyncStub(DistillerServiceStub):
-    """Serves operators and the CLI."""
+    """Serves operators."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Submit: _aio.UnaryUnaryMultiCallable[_distiller_pb2.SubmitRequest, _distiller_pb2.SubmitResponse]  # type: ignore[assignment]
-    """Queues a run. INVALID_ARGUMENT names the bad field."""
+    """Queues a run. Errors: INVALID_ARGUMENT names the bad field,
+    RESOURCE_EXHAUSTED (too many runs are queued).
+    """
     Watch: _aio.UnaryStreamMultiCallable[_distiller_pb2.WatchRequest, _distiller_pb2.WatchResponse]  # type: ignore[assignment]
-    """Streams a run's progress until it ends. NOT_FOUND for an unknown run."""
+    """Streams a run's progress until it ends. Errors: NOT_FOUND (unknown run)."""
     List: _aio.UnaryUnaryMultiCallable[_distiller_pb2.ListRequest, _distiller_pb2.ListResponse]  # type: ignore[assignment]
-    """Lists runs, newest first."""
+    """Lists runs, newest first. Errors: none of its own."""
 
 class DistillerServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Serves operators and the CLI."""
+    """Serves operators."""
 
     @_abc_1.abstractmethod
     def Submit(
@@ -61,7 +65,9 @@ class DistillerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _distiller_pb2.SubmitRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_distiller_pb2.SubmitResponse, _abc.Awaitable[_distiller_pb2.SubmitResponse]]:
-        """Queues a run. INVALID_ARGUMENT names the bad field."""
+        """Queues a run. Errors: INVALID_ARGUMENT names the bad field,
+        RESOURCE_EXHAUSTED (too many runs are queued).
+        """
 
     @_abc_1.abstractmethod
     def Watch(
@@ -69,7 +75,7 @@ class DistillerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _distiller_pb2.WatchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_distiller_pb2.WatchResponse], _abc.AsyncIterator[_distiller_pb2.WatchResponse]]:
-        """Streams a run's progress until it ends. NOT_FOUND for an unknown run."""
+        """Streams a run's progress until it ends. Errors: NOT_FOUND (unknown run)."""
 
     @_abc_1.abstractmethod
     def List(
@@ -77,6 +83,6 @@ class DistillerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _distiller_pb2.ListRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_distiller_pb2.ListResponse, _abc.Awaitable[_distiller_pb2.ListResponse]]:
-        """Lists runs, newest first."""
+        """Lists runs, newest first. Errors: none of its own."""
 
 def add_DistillerServiceServicer_to_server(servicer: DistillerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

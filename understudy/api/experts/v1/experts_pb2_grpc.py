@@ -56,7 +56,8 @@ class ExpertsServiceServicer:
     """
 
     def Hello(self, request, context):
-        """Opens a pair: states what this worker holds. FAILED_PRECONDITION when the digests differ.
+        """Opens a pair: states what this worker holds.
+        Errors: FAILED_PRECONDITION (frame versions or digests differ).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -64,6 +65,7 @@ class ExpertsServiceServicer:
 
     def Drain(self, request, context):
         """Stops granting credits and returns when running frames are answered or `grace` has passed.
+        Errors: INVALID_ARGUMENT (grace out of range).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -37,9 +37,13 @@ class ExpertsServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ExpertsServiceAsyncStub: ...
     Hello: _grpc.UnaryUnaryMultiCallable[_experts_pb2.HelloRequest, _experts_pb2.HelloResponse]
-    """Opens a pair: states what this worker holds. FAILED_PRECONDITION when the digests differ."""
+    """Opens a pair: states what this worker holds.
+    Errors: FAILED_PRECONDITION (frame versions or digests differ).
+    """
     Drain: _grpc.UnaryUnaryMultiCallable[_experts_pb2.DrainRequest, _experts_pb2.DrainResponse]
-    """Stops granting credits and returns when running frames are answered or `grace` has passed."""
+    """Stops granting credits and returns when running frames are answered or `grace` has passed.
+    Errors: INVALID_ARGUMENT (grace out of range).
+    """
 
 @_typing.type_check_only
 class ExpertsServiceAsyncStub(ExpertsServiceStub):
@@ -50,9 +54,13 @@ class ExpertsServiceAsyncStub(ExpertsServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Hello: _aio.UnaryUnaryMultiCallable[_experts_pb2.HelloRequest, _experts_pb2.HelloResponse]  # type: ignore[assignment]
-    """Opens a pair: states what this worker holds. FAILED_PRECONDITION when the digests differ."""
+    """Opens a pair: states what this worker holds.
+    Errors: FAILED_PRECONDITION (frame versions or digests differ).
+    """
     Drain: _aio.UnaryUnaryMultiCallable[_experts_pb2.DrainRequest, _experts_pb2.DrainResponse]  # type: ignore[assignment]
-    """Stops granting credits and returns when running frames are answered or `grace` has passed."""
+    """Stops granting credits and returns when running frames are answered or `grace` has passed.
+    Errors: INVALID_ARGUMENT (grace out of range).
+    """
 
 class ExpertsServiceServicer(metaclass=_abc_1.ABCMeta):
     """Serves attention workers. Besides the RPCs below the service has one bidirectional stream,
@@ -66,7 +74,9 @@ class ExpertsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _experts_pb2.HelloRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_experts_pb2.HelloResponse, _abc.Awaitable[_experts_pb2.HelloResponse]]:
-        """Opens a pair: states what this worker holds. FAILED_PRECONDITION when the digests differ."""
+        """Opens a pair: states what this worker holds.
+        Errors: FAILED_PRECONDITION (frame versions or digests differ).
+        """
 
     @_abc_1.abstractmethod
     def Drain(
@@ -74,6 +84,8 @@ class ExpertsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _experts_pb2.DrainRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_experts_pb2.DrainResponse, _abc.Awaitable[_experts_pb2.DrainResponse]]:
-        """Stops granting credits and returns when running frames are answered or `grace` has passed."""
+        """Stops granting credits and returns when running frames are answered or `grace` has passed.
+        Errors: INVALID_ARGUMENT (grace out of range).
+        """
 
 def add_ExpertsServiceServicer_to_server(servicer: ExpertsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -57,7 +57,8 @@ class KvStoreServiceServicer:
     """
 
     def Lookup(self, request, context):
-        """Finds the longest run of a chain that is stored.
+        """Finds the longest run of a chain that is stored; nothing found is an answer.
+        Errors: INVALID_ARGUMENT (tenant or chain malformed).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -65,13 +66,15 @@ class KvStoreServiceServicer:
 
     def Get(self, request, context):
         """Streams chunks in the order asked; stops at the first miss.
+        Errors: INVALID_ARGUMENT (tenant or chain malformed).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Put(self, request_iterator, context):
-        """Stores chunks; the answer does not wait for Redis.
+        """Stores chunks; the answer does not wait for Redis. Chunks with a bad header are counted.
+        Errors: INVALID_ARGUMENT (tenant or chain malformed, or not exactly one hash with a chunk).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -34,11 +34,17 @@ class KvStoreServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> KvStoreServiceAsyncStub: ...
     Lookup: _grpc.UnaryUnaryMultiCallable[_kvstore_pb2.LookupRequest, _kvstore_pb2.LookupResponse]
-    """Finds the longest run of a chain that is stored."""
+    """Finds the longest run of a chain that is stored; nothing found is an answer.
+    Errors: INVALID_ARGUMENT (tenant or chain malformed).
+    """
     Get: _grpc.UnaryStreamMultiCallable[_kvstore_pb2.GetRequest, _kvstore_pb2.GetResponse]
-    """Streams chunks in the order asked; stops at the first miss."""
+    """Streams chunks in the order asked; stops at the first miss.
+    Errors: INVALID_ARGUMENT (tenant or chain malformed).
+    """
     Put: _grpc.StreamUnaryMultiCallable[_kvstore_pb2.PutRequest, _kvstore_pb2.PutResponse]
-    """Stores chunks; the answer does not wait for Redis."""
+    """Stores chunks; the answer does not wait for Redis. Chunks with a bad header are counted.
+    Errors: INVALID_ARGUMENT (tenant or chain malformed, or not exactly one hash with a chunk).
+    """
 
 @_typing.type_check_only
 class KvStoreServiceAsyncStub(KvStoreServiceStub):
@@ -46,11 +52,17 @@ class KvStoreServiceAsyncStub(KvStoreServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Lookup: _aio.UnaryUnaryMultiCallable[_kvstore_pb2.LookupRequest, _kvstore_pb2.LookupResponse]  # type: ignore[assignment]
-    """Finds the longest run of a chain that is stored."""
+    """Finds the longest run of a chain that is stored; nothing found is an answer.
+    Errors: INVALID_ARGUMENT (tenant or chain malformed).
+    """
     Get: _aio.UnaryStreamMultiCallable[_kvstore_pb2.GetRequest, _kvstore_pb2.GetResponse]  # type: ignore[assignment]
-    """Streams chunks in the order asked; stops at the first miss."""
+    """Streams chunks in the order asked; stops at the first miss.
+    Errors: INVALID_ARGUMENT (tenant or chain malformed).
+    """
     Put: _aio.StreamUnaryMultiCallable[_kvstore_pb2.PutRequest, _kvstore_pb2.PutResponse]  # type: ignore[assignment]
-    """Stores chunks; the answer does not wait for Redis."""
+    """Stores chunks; the answer does not wait for Redis. Chunks with a bad header are counted.
+    Errors: INVALID_ARGUMENT (tenant or chain malformed, or not exactly one hash with a chunk).
+    """
 
 class KvStoreServiceServicer(metaclass=_abc_1.ABCMeta):
     """Serves attention workers of its pod."""
@@ -61,7 +73,9 @@ class KvStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _kvstore_pb2.LookupRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_kvstore_pb2.LookupResponse, _abc.Awaitable[_kvstore_pb2.LookupResponse]]:
-        """Finds the longest run of a chain that is stored."""
+        """Finds the longest run of a chain that is stored; nothing found is an answer.
+        Errors: INVALID_ARGUMENT (tenant or chain malformed).
+        """
 
     @_abc_1.abstractmethod
     def Get(
@@ -69,7 +83,9 @@ class KvStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _kvstore_pb2.GetRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_kvstore_pb2.GetResponse], _abc.AsyncIterator[_kvstore_pb2.GetResponse]]:
-        """Streams chunks in the order asked; stops at the first miss."""
+        """Streams chunks in the order asked; stops at the first miss.
+        Errors: INVALID_ARGUMENT (tenant or chain malformed).
+        """
 
     @_abc_1.abstractmethod
     def Put(
@@ -77,6 +93,8 @@ class KvStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_kvstore_pb2.PutRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_kvstore_pb2.PutResponse, _abc.Awaitable[_kvstore_pb2.PutResponse]]:
-        """Stores chunks; the answer does not wait for Redis."""
+        """Stores chunks; the answer does not wait for Redis. Chunks with a bad header are counted.
+        Errors: INVALID_ARGUMENT (tenant or chain malformed, or not exactly one hash with a chunk).
+        """
 
 def add_KvStoreServiceServicer_to_server(servicer: KvStoreServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

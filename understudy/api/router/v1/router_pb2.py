@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from understudy.api.types.v1 import types_pb2 as understudy_dot_api_dot_types_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%understudy/api/router/v1/router.proto\x12\x18understudy.api.router.v1\x1a\x1egoogle/protobuf/duration.proto\x1a#understudy/api/types/v1/types.proto\"\xff\x01\n\x07Message\x12\x34\n\x04role\x18\x01 \x01(\x0e\x32&.understudy.api.router.v1.Message.Role\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x36\n\ntool_calls\x18\x03 \x03(\x0b\x32\".understudy.api.router.v1.ToolCall\x12\x14\n\x0ctool_call_id\x18\x04 \x01(\t\"_\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03\x12\r\n\tROLE_TOOL\x10\x04\"B\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x17\n\x0fparameters_json\x18\x03 \x01(\t\"<\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x03 \x01(\t\"\xb2\x01\n\nToolChoice\x12\x37\n\x04mode\x18\x01 \x01(\x0e\x32).understudy.api.router.v1.ToolChoice.Mode\x12\x0c\n\x04name\x18\x02 \x01(\t\"]\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\r\n\tMODE_AUTO\x10\x01\x12\r\n\tMODE_NONE\x10\x02\x12\x11\n\rMODE_REQUIRED\x10\x03\x12\x0e\n\nMODE_NAMED\x10\x04\"\xd3\x02\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x33\n\x08messages\x18\x02 \x03(\x0b\x32!.understudy.api.router.v1.Message\x12\x0e\n\x06prompt\x18\x03 \x01(\t\x12-\n\x05tools\x18\x04 \x03(\x0b\x32\x1e.understudy.api.router.v1.Tool\x12\x39\n\x0btool_choice\x18\x05 \x01(\x0b\x32$.understudy.api.router.v1.ToolChoice\x12\x1c\n\x14response_schema_json\x18\x06 \x01(\t\x12\x39\n\x08sampling\x18\x07 \x01(\x0b\x32\'.understudy.api.types.v1.SamplingParams\x12\x10\n\x08workload\x18\x08 \x01(\t\x12\x17\n\x0fidempotency_key\x18\t \x01(\t\"\xbb\x01\n\x10GenerateResponse\x12\x34\n\x07started\x18\x01 \x01(\x0b\x32!.understudy.api.router.v1.StartedH\x00\x12\x30\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x1f.understudy.api.router.v1.DeltaH\x00\x12\x36\n\x08\x66inished\x18\x03 \x01(\x0b\x32\".understudy.api.router.v1.FinishedH\x00\x42\x07\n\x05\x65vent\">\n\rResumeRequest\x12\x14\n\x0cresume_token\x18\x01 \x01(\t\x12\x17\n\x0freceived_deltas\x18\x02 \x01(\r\"\xb9\x01\n\x0eResumeResponse\x12\x34\n\x07started\x18\x01 \x01(\x0b\x32!.understudy.api.router.v1.StartedH\x00\x12\x30\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x1f.understudy.api.router.v1.DeltaH\x00\x12\x36\n\x08\x66inished\x18\x03 \x01(\x0b\x32\".understudy.api.router.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"a\n\x07Started\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x14\n\x0cresume_token\x18\x02 \x01(\t\x12,\n\ttime_left\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\\\n\x05\x44\x65lta\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x36\n\ntool_calls\x18\x03 \x03(\x0b\x32\".understudy.api.router.v1.ToolCall\"\xac\x01\n\x08\x46inished\x12<\n\rfinish_reason\x18\x01 \x01(\x0e\x32%.understudy.api.types.v1.FinishReason\x12-\n\x05usage\x18\x02 \x01(\x0b\x32\x1e.understudy.api.types.v1.Usage\x12\x33\n\x08\x64\x65\x63ision\x18\x03 \x01(\x0b\x32!.understudy.api.types.v1.Decision\"\x13\n\x11ListModelsRequest\"E\n\x12ListModelsResponse\x12/\n\x06models\x18\x01 \x03(\x0b\x32\x1f.understudy.api.router.v1.Model\"[\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x1a\n\x12max_context_tokens\x18\x03 \x01(\r\x12\x19\n\x11\x63ost_per_position\x18\x04 \x01(\x01\x32\xbc\x02\n\rRouterService\x12\x63\n\x08Generate\x12).understudy.api.router.v1.GenerateRequest\x1a*.understudy.api.router.v1.GenerateResponse0\x01\x12]\n\x06Resume\x12\'.understudy.api.router.v1.ResumeRequest\x1a(.understudy.api.router.v1.ResumeResponse0\x01\x12g\n\nListModels\x12+.understudy.api.router.v1.ListModelsRequest\x1a,.understudy.api.router.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%understudy/api/router/v1/router.proto\x12\x18understudy.api.router.v1\x1a\x1egoogle/protobuf/duration.proto\x1a#understudy/api/types/v1/types.proto\"\xff\x01\n\x07Message\x12\x34\n\x04role\x18\x01 \x01(\x0e\x32&.understudy.api.router.v1.Message.Role\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x36\n\ntool_calls\x18\x03 \x03(\x0b\x32\".understudy.api.router.v1.ToolCall\x12\x14\n\x0ctool_call_id\x18\x04 \x01(\t\"_\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03\x12\r\n\tROLE_TOOL\x10\x04\"B\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x17\n\x0fparameters_json\x18\x03 \x01(\t\"<\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x03 \x01(\t\"\xb2\x01\n\nToolChoice\x12\x37\n\x04mode\x18\x01 \x01(\x0e\x32).understudy.api.router.v1.ToolChoice.Mode\x12\x0c\n\x04name\x18\x02 \x01(\t\"]\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\r\n\tMODE_AUTO\x10\x01\x12\r\n\tMODE_NONE\x10\x02\x12\x11\n\rMODE_REQUIRED\x10\x03\x12\x0e\n\nMODE_NAMED\x10\x04\"\x88\x03\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x33\n\x08messages\x18\x02 \x03(\x0b\x32!.understudy.api.router.v1.Message\x12\x0e\n\x06prompt\x18\x03 \x01(\t\x12-\n\x05tools\x18\x04 \x03(\x0b\x32\x1e.understudy.api.router.v1.Tool\x12\x39\n\x0btool_choice\x18\x05 \x01(\x0b\x32$.understudy.api.router.v1.ToolChoice\x12\x1c\n\x14response_schema_json\x18\x06 \x01(\t\x12\x39\n\x08sampling\x18\x07 \x01(\x0b\x32\'.understudy.api.types.v1.SamplingParams\x12\x10\n\x08workload\x18\x08 \x01(\t\x12\x17\n\x0fidempotency_key\x18\t \x01(\t\x12\x33\n\x08priority\x18\n \x01(\x0e\x32!.understudy.api.types.v1.Priority\"\xbb\x01\n\x10GenerateResponse\x12\x34\n\x07started\x18\x01 \x01(\x0b\x32!.understudy.api.router.v1.StartedH\x00\x12\x30\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x1f.understudy.api.router.v1.DeltaH\x00\x12\x36\n\x08\x66inished\x18\x03 \x01(\x0b\x32\".understudy.api.router.v1.FinishedH\x00\x42\x07\n\x05\x65vent\">\n\rResumeRequest\x12\x14\n\x0cresume_token\x18\x01 \x01(\t\x12\x17\n\x0freceived_deltas\x18\x02 \x01(\r\"\xb9\x01\n\x0eResumeResponse\x12\x34\n\x07started\x18\x01 \x01(\x0b\x32!.understudy.api.router.v1.StartedH\x00\x12\x30\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x1f.understudy.api.router.v1.DeltaH\x00\x12\x36\n\x08\x66inished\x18\x03 \x01(\x0b\x32\".understudy.api.router.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"a\n\x07Started\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x14\n\x0cresume_token\x18\x02 \x01(\t\x12,\n\ttime_left\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\\\n\x05\x44\x65lta\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x36\n\ntool_calls\x18\x03 \x03(\x0b\x32\".understudy.api.router.v1.ToolCall\"\xac\x01\n\x08\x46inished\x12<\n\rfinish_reason\x18\x01 \x01(\x0e\x32%.understudy.api.types.v1.FinishReason\x12-\n\x05usage\x18\x02 \x01(\x0b\x32\x1e.understudy.api.types.v1.Usage\x12\x33\n\x08\x64\x65\x63ision\x18\x03 \x01(\x0b\x32!.understudy.api.types.v1.Decision\"\x13\n\x11ListModelsRequest\"E\n\x12ListModelsResponse\x12/\n\x06models\x18\x01 \x03(\x0b\x32\x1f.understudy.api.router.v1.Model\"[\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x1a\n\x12max_context_tokens\x18\x03 \x01(\r\x12\x19\n\x11\x63ost_per_position\x18\x04 \x01(\x01\x32\xbc\x02\n\rRouterService\x12\x63\n\x08Generate\x12).understudy.api.router.v1.GenerateRequest\x1a*.understudy.api.router.v1.GenerateResponse0\x01\x12]\n\x06Resume\x12\'.understudy.api.router.v1.ResumeRequest\x1a(.understudy.api.router.v1.ResumeResponse0\x01\x12g\n\nListModels\x12+.understudy.api.router.v1.ListModelsRequest\x1a,.understudy.api.router.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,25 +46,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOOLCHOICE_MODE']._serialized_start=610
   _globals['_TOOLCHOICE_MODE']._serialized_end=703
   _globals['_GENERATEREQUEST']._serialized_start=706
-  _globals['_GENERATEREQUEST']._serialized_end=1045
-  _globals['_GENERATERESPONSE']._serialized_start=1048
-  _globals['_GENERATERESPONSE']._serialized_end=1235
-  _globals['_RESUMEREQUEST']._serialized_start=1237
-  _globals['_RESUMEREQUEST']._serialized_end=1299
-  _globals['_RESUMERESPONSE']._serialized_start=1302
-  _globals['_RESUMERESPONSE']._serialized_end=1487
-  _globals['_STARTED']._serialized_start=1489
-  _globals['_STARTED']._serialized_end=1586
-  _globals['_DELTA']._serialized_start=1588
-  _globals['_DELTA']._serialized_end=1680
-  _globals['_FINISHED']._serialized_start=1683
-  _globals['_FINISHED']._serialized_end=1855
-  _globals['_LISTMODELSREQUEST']._serialized_start=1857
-  _globals['_LISTMODELSREQUEST']._serialized_end=1876
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1878
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1947
-  _globals['_MODEL']._serialized_start=1949
-  _globals['_MODEL']._serialized_end=2040
-  _globals['_ROUTERSERVICE']._serialized_start=2043
-  _globals['_ROUTERSERVICE']._serialized_end=2359
+  _globals['_GENERATEREQUEST']._serialized_end=1098
+  _globals['_GENERATERESPONSE']._serialized_start=1101
+  _globals['_GENERATERESPONSE']._serialized_end=1288
+  _globals['_RESUMEREQUEST']._serialized_start=1290
+  _globals['_RESUMEREQUEST']._serialized_end=1352
+  _globals['_RESUMERESPONSE']._serialized_start=1355
+  _globals['_RESUMERESPONSE']._serialized_end=1540
+  _globals['_STARTED']._serialized_start=1542
+  _globals['_STARTED']._serialized_end=1639
+  _globals['_DELTA']._serialized_start=1641
+  _globals['_DELTA']._serialized_end=1733
+  _globals['_FINISHED']._serialized_start=1736
+  _globals['_FINISHED']._serialized_end=1908
+  _globals['_LISTMODELSREQUEST']._serialized_start=1910
+  _globals['_LISTMODELSREQUEST']._serialized_end=1929
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1931
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2000
+  _globals['_MODEL']._serialized_start=2002
+  _globals['_MODEL']._serialized_end=2093
+  _globals['_ROUTERSERVICE']._serialized_start=2096
+  _globals['_ROUTERSERVICE']._serialized_end=2412
 # @@protoc_insertion_point(module_scope)

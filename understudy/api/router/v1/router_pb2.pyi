@@ -65,7 +65,7 @@ class Message(_message.Message):
     role: Global___Message.Role.ValueType
     """Who speaks."""
     content: _builtins.str
-    """Text; at most 1 MiB over all messages."""
+    """Text; at most 1 MiB over all texts of the request, tools and schema included."""
     tool_call_id: _builtins.str
     """Call that a tool message answers."""
     @_builtins.property
@@ -220,6 +220,7 @@ class GenerateRequest(_message.Message):
     SAMPLING_FIELD_NUMBER: _builtins.int
     WORKLOAD_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """"auto" (default when empty), or a model from ListModels such as "slm" or "llm"."""
     prompt: _builtins.str
@@ -227,12 +228,16 @@ class GenerateRequest(_message.Message):
     response_schema_json: _builtins.str
     """JSON Schema the text must satisfy, as JSON text; empty for free text. Excludes tools."""
     workload: _builtins.str
-    """Workload name; empty lets the router recognise it by its tool set or schema."""
+    """Workload name; empty lets the router recognise it by its exact tool set."""
     idempotency_key: _builtins.str
     """Makes a retry safe: the same key within its TTL returns the same answer. At most 128 bytes."""
+    priority: _types_pb2.Priority.ValueType
+    """How urgent it is; unset means standard."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]:
-        """Conversation, or `prompt`; one of the two must be non-empty."""
+        """Conversation, or `prompt`; one of the two must be non-empty. At most 2048 messages with 2048
+        tool calls.
+        """
 
     @_builtins.property
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tool]:
@@ -258,10 +263,11 @@ class GenerateRequest(_message.Message):
         sampling: _types_pb2.SamplingParams | None = ...,
         workload: _builtins.str = ...,
         idempotency_key: _builtins.str = ...,
+        priority: _types_pb2.Priority.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling", "tool_choice", b"tool_choice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotency_key", b"idempotency_key", "messages", b"messages", "model", b"model", "prompt", b"prompt", "response_schema_json", b"response_schema_json", "sampling", b"sampling", "tool_choice", b"tool_choice", "tools", b"tools", "workload", b"workload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotency_key", b"idempotency_key", "messages", b"messages", "model", b"model", "priority", b"priority", "prompt", b"prompt", "response_schema_json", b"response_schema_json", "sampling", b"sampling", "tool_choice", b"tool_choice", "tools", b"tools", "workload", b"workload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -58,8 +58,10 @@ class RouterServiceServicer:
 
     def Generate(self, request, context):
         """Answers one request as a stream of events. Text is sent only once it can no longer be taken back.
-        Errors: INVALID_ARGUMENT, NOT_FOUND (model), UNAUTHENTICATED, RESOURCE_EXHAUSTED, UNAVAILABLE,
-        DEADLINE_EXCEEDED.
+        A message beyond the router's limit (4 MiB) is RESOURCE_EXHAUSTED by gRPC itself, without details.
+        Errors: INVALID_ARGUMENT, NOT_FOUND (model or workload), UNAUTHENTICATED, RESOURCE_EXHAUSTED (a
+        cap is reached or every worker is full), FAILED_PRECONDITION (a worker lacks the workload's
+        adapter, or the journal was written with another key), UNAVAILABLE, DEADLINE_EXCEEDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -67,14 +69,17 @@ class RouterServiceServicer:
 
     def Resume(self, request, context):
         """Continues the stream of an earlier Generate on any replica from the journal.
-        Errors: NOT_FOUND (token unknown or expired), UNAVAILABLE (the journal is away).
+        Errors: NOT_FOUND (token unknown or expired, or received_deltas beyond what the journal knows),
+        UNAUTHENTICATED, FAILED_PRECONDITION (the journal was written with another key or format, or a
+        worker lacks the workload's adapter), RESOURCE_EXHAUSTED (a cap is reached or every worker is
+        full), UNAVAILABLE (the journal is away, or no worker can be reached), DEADLINE_EXCEEDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """Lists the models a caller may name, "auto" first.
+        """Lists the models a caller may name, "auto" first. Errors: UNAUTHENTICATED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

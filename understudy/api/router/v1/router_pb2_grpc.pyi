@@ -35,15 +35,20 @@ class RouterServiceStub:
     def __new__(cls, channel: _aio.Channel) -> RouterServiceAsyncStub: ...
     Generate: _grpc.UnaryStreamMultiCallable[_router_pb2.GenerateRequest, _router_pb2.GenerateResponse]
     """Answers one request as a stream of events. Text is sent only once it can no longer be taken back.
-    Errors: INVALID_ARGUMENT, NOT_FOUND (model), UNAUTHENTICATED, RESOURCE_EXHAUSTED, UNAVAILABLE,
-    DEADLINE_EXCEEDED.
+    A message beyond the router's limit (4 MiB) is RESOURCE_EXHAUSTED by gRPC itself, without details.
+    Errors: INVALID_ARGUMENT, NOT_FOUND (model or workload), UNAUTHENTICATED, RESOURCE_EXHAUSTED (a
+    cap is reached or every worker is full), FAILED_PRECONDITION (a worker lacks the workload's
+    adapter, or the journal was written with another key), UNAVAILABLE, DEADLINE_EXCEEDED.
     """
     Resume: _grpc.UnaryStreamMultiCallable[_router_pb2.ResumeRequest, _router_pb2.ResumeResponse]
     """Continues the stream of an earlier Generate on any replica from the journal.
-    Errors: NOT_FOUND (token unknown or expired), UNAVAILABLE (the journal is away).
+    Errors: NOT_FOUND (token unknown or expired, or received_deltas beyond what the journal knows),
+    UNAUTHENTICATED, FAILED_PRECONDITION (the journal was written with another key or format, or a
+    worker lacks the workload's adapter), RESOURCE_EXHAUSTED (a cap is reached or every worker is
+    full), UNAVAILABLE (the journal is away, or no worker can be reached), DEADLINE_EXCEEDED.
     """
     ListModels: _grpc.UnaryUnaryMultiCallable[_router_pb2.ListModelsRequest, _router_pb2.ListModelsResponse]
-    """Lists the models a caller may name, "auto" first."""
+    """Lists the models a caller may name, "auto" first. Errors: UNAUTHENTICATED."""
 
 @_typing.type_check_only
 class RouterServiceAsyncStub(RouterServiceStub):
@@ -52,15 +57,20 @@ class RouterServiceAsyncStub(RouterServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryStreamMultiCallable[_router_pb2.GenerateRequest, _router_pb2.GenerateResponse]  # type: ignore[assignment]
     """Answers one request as a stream of events. Text is sent only once it can no longer be taken back.
-    Errors: INVALID_ARGUMENT, NOT_FOUND (model), UNAUTHENTICATED, RESOURCE_EXHAUSTED, UNAVAILABLE,
-    DEADLINE_EXCEEDED.
+    A message beyond the router's limit (4 MiB) is RESOURCE_EXHAUSTED by gRPC itself, without details.
+    Errors: INVALID_ARGUMENT, NOT_FOUND (model or workload), UNAUTHENTICATED, RESOURCE_EXHAUSTED (a
+    cap is reached or every worker is full), FAILED_PRECONDITION (a worker lacks the workload's
+    adapter, or the journal was written with another key), UNAVAILABLE, DEADLINE_EXCEEDED.
     """
     Resume: _aio.UnaryStreamMultiCallable[_router_pb2.ResumeRequest, _router_pb2.ResumeResponse]  # type: ignore[assignment]
     """Continues the stream of an earlier Generate on any replica from the journal.
-    Errors: NOT_FOUND (token unknown or expired), UNAVAILABLE (the journal is away).
+    Errors: NOT_FOUND (token unknown or expired, or received_deltas beyond what the journal knows),
+    UNAUTHENTICATED, FAILED_PRECONDITION (the journal was written with another key or format, or a
+    worker lacks the workload's adapter), RESOURCE_EXHAUSTED (a cap is reached or every worker is
+    full), UNAVAILABLE (the journal is away, or no worker can be reached), DEADLINE_EXCEEDED.
     """
     ListModels: _aio.UnaryUnaryMultiCallable[_router_pb2.ListModelsRequest, _router_pb2.ListModelsResponse]  # type: ignore[assignment]
-    """Lists the models a caller may name, "auto" first."""
+    """Lists the models a caller may name, "auto" first. Errors: UNAUTHENTICATED."""
 
 class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
     """Serves callers."""
@@ -72,8 +82,10 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_router_pb2.GenerateResponse], _abc.AsyncIterator[_router_pb2.GenerateResponse]]:
         """Answers one request as a stream of events. Text is sent only once it can no longer be taken back.
-        Errors: INVALID_ARGUMENT, NOT_FOUND (model), UNAUTHENTICATED, RESOURCE_EXHAUSTED, UNAVAILABLE,
-        DEADLINE_EXCEEDED.
+        A message beyond the router's limit (4 MiB) is RESOURCE_EXHAUSTED by gRPC itself, without details.
+        Errors: INVALID_ARGUMENT, NOT_FOUND (model or workload), UNAUTHENTICATED, RESOURCE_EXHAUSTED (a
+        cap is reached or every worker is full), FAILED_PRECONDITION (a worker lacks the workload's
+        adapter, or the journal was written with another key), UNAVAILABLE, DEADLINE_EXCEEDED.
         """
 
     @_abc_1.abstractmethod
@@ -83,7 +95,10 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_router_pb2.ResumeResponse], _abc.AsyncIterator[_router_pb2.ResumeResponse]]:
         """Continues the stream of an earlier Generate on any replica from the journal.
-        Errors: NOT_FOUND (token unknown or expired), UNAVAILABLE (the journal is away).
+        Errors: NOT_FOUND (token unknown or expired, or received_deltas beyond what the journal knows),
+        UNAUTHENTICATED, FAILED_PRECONDITION (the journal was written with another key or format, or a
+        worker lacks the workload's adapter), RESOURCE_EXHAUSTED (a cap is reached or every worker is
+        full), UNAVAILABLE (the journal is away, or no worker can be reached), DEADLINE_EXCEEDED.
         """
 
     @_abc_1.abstractmethod
@@ -92,6 +107,6 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _router_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_router_pb2.ListModelsResponse, _abc.Awaitable[_router_pb2.ListModelsResponse]]:
-        """Lists the models a caller may name, "auto" first."""
+        """Lists the models a caller may name, "auto" first. Errors: UNAUTHENTICATED."""
 
 def add_RouterServiceServicer_to_server(servicer: RouterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -20,6 +20,34 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Priority:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PriorityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Priority.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PRIORITY_UNSPECIFIED: _Priority.ValueType  # 0
+    """Standard."""
+    PRIORITY_INTERACTIVE: _Priority.ValueType  # 1
+    """Somebody is waiting: goes first, and may take the place of less urgent sequences."""
+    PRIORITY_STANDARD: _Priority.ValueType  # 2
+    """Between the two; the default."""
+    PRIORITY_BATCH: _Priority.ValueType  # 3
+    """Offline: fills what others leave, grouped by common prefix; delays others by a bounded share."""
+
+class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
+    """Says how urgent a request is. More urgent ones go first; nobody waits for ever."""
+
+PRIORITY_UNSPECIFIED: Priority.ValueType  # 0
+"""Standard."""
+PRIORITY_INTERACTIVE: Priority.ValueType  # 1
+"""Somebody is waiting: goes first, and may take the place of less urgent sequences."""
+PRIORITY_STANDARD: Priority.ValueType  # 2
+"""Between the two; the default."""
+PRIORITY_BATCH: Priority.ValueType  # 3
+"""Offline: fills what others leave, grouped by common prefix; delays others by a bounded share."""
+Global___Priority: _TypeAlias = Priority  # noqa: Y015
+
 class _FinishReason:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -66,7 +94,7 @@ class SamplingParams(_message.Message):
     STOP_FIELD_NUMBER: _builtins.int
     IGNORE_EOS_FIELD_NUMBER: _builtins.int
     max_tokens: _builtins.int
-    """Caps the generated tokens; 1 to the model's context. Unset means 256."""
+    """Caps the generated tokens; 1 to the model's context. Unset leaves it to the workload, else 256."""
     temperature: _builtins.float
     """Flattens or sharpens the distribution; 0 (default) means greedy, at most 4."""
     top_p: _builtins.float
@@ -323,7 +351,9 @@ class Decision(_message.Message):
         REASON_SLM_ACCEPTED: Decision._Reason.ValueType  # 1
         """SLM answer accepted: confidence at or above the threshold, every verifier passed."""
         REASON_LOW_CONFIDENCE: Decision._Reason.ValueType  # 2
-        """Escalated: confidence below the threshold."""
+        """Escalated: confidence below the threshold; or LLM only: the calibrator found no threshold at
+        which the SLM keeps the quality, so it is not asked.
+        """
         REASON_VERIFIER_REFUSED: Decision._Reason.ValueType  # 3
         """Escalated: a verifier refused the SLM's answer."""
         REASON_NO_CALIBRATOR: Decision._Reason.ValueType  # 4
@@ -331,7 +361,7 @@ class Decision(_message.Message):
         REASON_REQUESTED: Decision._Reason.ValueType  # 5
         """The caller asked for this pool."""
         REASON_SLM_UNAVAILABLE: Decision._Reason.ValueType  # 6
-        """LLM only: the SLM pool could not serve."""
+        """The SLM pool could not serve, or lost its attempt (which is then among the attempts)."""
 
     class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
         """Why this pool answered."""
@@ -341,7 +371,9 @@ class Decision(_message.Message):
     REASON_SLM_ACCEPTED: Decision.Reason.ValueType  # 1
     """SLM answer accepted: confidence at or above the threshold, every verifier passed."""
     REASON_LOW_CONFIDENCE: Decision.Reason.ValueType  # 2
-    """Escalated: confidence below the threshold."""
+    """Escalated: confidence below the threshold; or LLM only: the calibrator found no threshold at
+    which the SLM keeps the quality, so it is not asked.
+    """
     REASON_VERIFIER_REFUSED: Decision.Reason.ValueType  # 3
     """Escalated: a verifier refused the SLM's answer."""
     REASON_NO_CALIBRATOR: Decision.Reason.ValueType  # 4
@@ -349,7 +381,7 @@ class Decision(_message.Message):
     REASON_REQUESTED: Decision.Reason.ValueType  # 5
     """The caller asked for this pool."""
     REASON_SLM_UNAVAILABLE: Decision.Reason.ValueType  # 6
-    """LLM only: the SLM pool could not serve."""
+    """The SLM pool could not serve, or lost its attempt (which is then among the attempts)."""
 
     POOL_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int

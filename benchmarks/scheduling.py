@@ -1,0 +1,251 @@
+"""What the scheduler is worth: `python -m benchmarks.scheduling [--quick] [--json FILE]`.
+
+(a) Time between tokens of running sequences while a 2,000-token prompt arrives, with prompts cut
+into chunks and whole, against the same sequences left alone in the same round.
+(b) `batch` priority against first-come order on 200 requests over 20 shared prefixes, with KV for
+a few prefixes at a time: throughput, positions computed, KV peak.
+
+Both drive a real engine core in process; arms alternate within each round, medians are reported.
+"""
+
+import argparse
+import json
+import os
+import platform
+import random
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Final
+
+import torch
+
+from benchmarks.cores import BLOCK_SIZE, Model, make_core, small, smollm2, submission
+from services.attention.core import EngineCore
+from services.attention.sequence import Priority
+
+WHOLE: Final = 1 << 20
+"""A budget that no prompt exceeds: chunking is off."""
+PROMPT_TOKENS: Final = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """The requests of (b) and the worker that serves them."""
+
+    num_requests: int = 200
+    num_prefixes: int = 20
+    prefix_tokens: int = 256
+    own_tokens: int = 24
+    output_tokens: int = 16
+    num_blocks: int = 176
+    """Blocks for about ten prefixes, their tails and outputs."""
+    max_sequences: int = 16
+    token_budget: int = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Gaps:
+    """Seconds between tokens of the running sequences in one round of one budget."""
+
+    quiet_median_s: float
+    p50_s: float
+    p99_s: float
+    first_token_s: float
+
+    @property
+    def ratio(self) -> float:
+        """p99 beside the prompt over the median of the quiet run."""
+        return self.p99_s / self.quiet_median_s
+
+
+def measure_gaps(model: Model, token_budget: int, *, num_running: int, num_quiet: int) -> Gaps:
+    """Let sequences run alone for `num_quiet` steps, then beside a long prompt to its first token.
+
+    Every running sequence gets a token in every step, so a gap is the duration of a step.
+    """
+    rng = random.Random(5)  # noqa: S311
+    num_blocks = (PROMPT_TOKENS + num_running * 2400) // BLOCK_SIZE
+    core, scheduler = make_core(
+        model, num_blocks=num_blocks, token_budget=token_budget, max_sequences=num_running + 1
+    )
+    for index in range(num_running):
+        tokens = [rng.randrange(3, model.vocab_size) for _ in range(64)]
+        core.submit(submission(index, tokens, PROMPT_TOKENS, Priority.STANDARD))
+    while any(sequence.num_output < 4 for sequence in scheduler.sequences()):
+        core.step()
+    quiet = [timed_step(core) for _ in range(num_quiet)]
+    long_prompt = [rng.randrange(3, model.vocab_size) for _ in range(PROMPT_TOKENS)]
+    core.submit(submission(num_running, long_prompt, 2, Priority.STANDARD))
+    newcomer = scheduler.sequences()[-1]
+    gaps: list[float] = []
+    while newcomer.num_output == 0:
+        gaps.append(timed_step(core))
+    ordered = sorted(gaps)
+    return Gaps(
+        quiet_median_s=median(quiet),
+        p50_s=median(gaps),
+        p99_s=ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))],
+        first_token_s=sum(gaps),
+    )
+
+
+def timed_step(core: EngineCore) -> float:
+    """Run one step; return its seconds."""
+    started_s = time.perf_counter()
+    core.step()
+    core.take_outputs()
+    return time.perf_counter() - started_s
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRun:
+    """One arm of (b) in one round."""
+
+    duration_s: float
+    tokens_per_s: float
+    """Prompt and output tokens served, computed or reused, a second."""
+    computed_positions: int
+    running_blocks: int
+    """Most blocks that running sequences held between them."""
+    used_blocks: int
+    """The same with the blocks that were held for waiting sequences."""
+
+
+def measure_batch(model: Model, load: Load, priority: Priority, seed: int) -> BatchRun:
+    """Serve all requests of a load, shuffled, with one priority."""
+    rng = random.Random(seed)  # noqa: S311
+    prefixes = [
+        [rng.randrange(3, model.vocab_size) for _ in range(load.prefix_tokens)]
+        for _ in range(load.num_prefixes)
+    ]
+    prompts = [
+        prefixes[index % load.num_prefixes]
+        + [rng.randrange(3, model.vocab_size) for _ in range(load.own_tokens)]
+        for index in range(load.num_requests)
+    ]
+    rng.shuffle(prompts)
+    core, scheduler = make_core(
+        model,
+        num_blocks=load.num_blocks,
+        token_budget=load.token_budget,
+        max_sequences=load.max_sequences,
+    )
+    started_s = time.perf_counter()
+    for index, prompt in enumerate(prompts):
+        core.submit(submission(index, prompt, load.output_tokens, priority))
+    computed, running, used = 0, 0, 0
+    while core.step():
+        now_used = load.num_blocks - scheduler.blocks.num_free
+        used = max(used, now_used)
+        running = max(running, len({b for s in scheduler.sequences() for b in s.blocks}))
+        for output in core.take_outputs().values():
+            computed += sum(end.computed_positions for end in output.finished)
+    duration_s = time.perf_counter() - started_s
+    core.check_integrity()
+    num_served = sum(len(prompt) + load.output_tokens for prompt in prompts)
+    return BatchRun(duration_s, num_served / duration_s, computed, running, used)
+
+
+def summary(runs: Sequence[float]) -> str:
+    """Return median and range."""
+    return f"{median(runs):.3g} ({min(runs):.3g} to {max(runs):.3g})"
+
+
+def print_row(*cells: str) -> None:
+    """Print one row of a table."""
+    print("|", " | ".join(cells), "|")
+
+
+def bench_gaps(model: Model, budgets: Sequence[int], num_rounds: int, num_running: int) -> object:
+    """Print (a); return its rounds by budget."""
+    rounds: dict[int, list[Gaps]] = {budget: [] for budget in budgets}
+    for _ in range(num_rounds):
+        for budget in budgets:
+            gaps = measure_gaps(model, budget, num_running=num_running, num_quiet=16)
+            rounds[budget].append(gaps)
+    print(f"\n(a) {model.name}: {num_running} running sequences, a {PROMPT_TOKENS}-token prompt")
+    print_row("budget", "quiet median s", "p50 s", "p99 s", "p99 / quiet median", "first token s")
+    for budget, runs in rounds.items():
+        print_row(
+            "off (whole prompt)" if budget == WHOLE else str(budget),
+            summary([run.quiet_median_s for run in runs]),
+            summary([run.p50_s for run in runs]),
+            summary([run.p99_s for run in runs]),
+            summary([run.ratio for run in runs]),
+            summary([run.first_token_s for run in runs]),
+        )
+    return {str(budget): [asdict(run) for run in runs] for budget, runs in rounds.items()}
+
+
+def bench_batch(model: Model, load: Load, num_rounds: int) -> object:
+    """Print (b); return its rounds by arm."""
+    arms = {"first come": Priority.STANDARD, "batch": Priority.BATCH}
+    rounds: dict[str, list[BatchRun]] = {arm: [] for arm in arms}
+    for seed in range(num_rounds):
+        for arm, priority in arms.items():
+            rounds[arm].append(measure_batch(model, load, priority, seed))
+    print(
+        f"\n(b) {model.name}: {load.num_requests} requests over {load.num_prefixes} prefixes of "
+        f"{load.prefix_tokens} tokens, {load.num_blocks} blocks of {BLOCK_SIZE}"
+    )
+    print_row("order", "tokens/s", "positions computed", "peak blocks, running", "with held ones")
+    for arm, runs in rounds.items():
+        print_row(
+            arm,
+            summary([run.tokens_per_s for run in runs]),
+            summary([run.computed_positions for run in runs]),
+            summary([run.running_blocks for run in runs]),
+            summary([run.used_blocks for run in runs]),
+        )
+    pairs = zip(rounds["batch"], rounds["first come"], strict=True)
+    ratios = [batch.tokens_per_s / first.tokens_per_s for batch, first in pairs]
+    print("Throughput, batch over first come:", summary(ratios))
+    return {arm: [asdict(run) for run in runs] for arm, runs in rounds.items()}
+
+
+def machine() -> dict[str, str | int]:
+    """Describe what the figures were measured on."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "isa": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count() or 0,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "commit": commit.stdout.strip() or "unknown",
+    }
+
+
+def main() -> None:
+    """Run both parts."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one round, and a small model in (b)")
+    parser.add_argument("--json", type=Path, help="write all rounds here")
+    wanted = parser.parse_args()
+    num_rounds = 1 if wanted.quick else 5
+    found: dict[str, object] = {"machine": machine()}
+    print(" ".join(f"{name}={value}" for name, value in machine().items()))
+    budgets = (64, WHOLE) if wanted.quick else (32, 64, 128, 256, WHOLE)
+    load: Callable[[], Model] = small if wanted.quick else smollm2
+    teacher = smollm2()
+    if not wanted.quick:  # in a quick run the short prompts of each arm have to warm it up
+        measure_gaps(teacher, 256, num_running=8, num_quiet=2)
+    num_running = 4 if wanted.quick else 8
+    found["gaps"] = bench_gaps(teacher, budgets, num_rounds, num_running)
+    chosen = load()
+    measure_batch(chosen, replace(Load(), num_requests=20), Priority.STANDARD, 0)  # warm-up
+    found["batch"] = bench_batch(chosen, Load(), num_rounds)
+    if wanted.json:
+        wanted.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Compiling the C++ operators into a cache outside the checkout.
+
+The library goes to a cache folder named after a digest of sources, flags and torch's version, so a
+second build is a look-up and a changed source never meets an old library. Each instruction set is
+compiled apart with its own flags and chosen when the library runs, so one build serves every x86-64
+machine. Nothing here goes through a shell.
+"""
+
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from understudy.errors import FailedPrecondition
+from understudy_kernels.schemas import NAMESPACE, SCHEMAS
+
+LOG: Final = logging.getLogger(__name__)
+SOURCES: Final = Path(__file__).parent / "cpu"
+LIBRARY: Final = "understudy_kernels.so"
+TIMEOUT_S: Final = 600
+COMMON_FLAGS: Final = (
+    "-std=c++20", "-O3", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-DNDEBUG",
+    # A contraction chosen by the compiler could differ between one row and many.
+    "-ffp-contract=off", "-fno-math-errno",
+    # GCC 12 warns about its own AVX-512 headers.
+    "-Wall", "-Wextra", "-Wno-maybe-uninitialized", "-Wno-uninitialized",
+)  # fmt: skip
+ISA_FLAGS: Final[Mapping[str, tuple[str, ...]]] = {
+    "avx2": ("-mavx2", "-mfma", "-mf16c"),
+    "avx512": (
+        "-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq",
+        "-mavx512vnni",
+    ),
+}  # fmt: skip
+
+
+def library_path(environ: Mapping[str, str] | None = None) -> Path:
+    """Return where the library of these sources and this torch is, or will be."""
+    given = os.environ if environ is None else environ
+    cache = Path(given.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / NAMESPACE / "kernels" / digest() / LIBRARY
+
+
+def digest() -> str:
+    """Return what a build depends on, as 16 hexadecimal digits."""
+    hashed = hashlib.sha256()
+    flags = repr((COMMON_FLAGS, sorted(ISA_FLAGS.items()), sorted(SCHEMAS.items())))
+    for part in (torch.__version__, platform.machine(), flags):
+        hashed.update(part.encode() + b"\0")
+    for source in sorted(SOURCES.iterdir()):
+        hashed.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
+    return hashed.hexdigest()[:16]
+
+
+def build(target: Path | None = None, compiler: str | None = None) -> Path:
+    """Return the library, compiled where it is not there yet.
+
+    Raises FailedPrecondition with the remedy where the machine has no compiler, another processor
+    family, or the compiler refuses.
+    """
+    library = library_path() if target is None else target
+    if library.exists():
+        return library
+    if platform.machine() not in ("x86_64", "AMD64"):
+        raise FailedPrecondition(
+            f"The compiled kernels are for x86-64, this machine is {platform.machine()}; the torch"
+            " reference serves instead."
+        )
+    found = shutil.which(compiler or "g++")
+    if found is None:
+        raise FailedPrecondition(
+            f"No compiler {compiler or 'g++'} is installed, so the torch reference serves instead;"
+            " install g++ 11 or later and run `python -m understudy_kernels.build`."
+        )
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        _compile(found, Path(folder), library)
+    return library
+
+
+def _compile(compiler: str, folder: Path, library: Path) -> None:
+    lines = [f'm.def("{name}{schema}");' for name, schema in SCHEMAS.items()]
+    (folder / "schemas.inc").write_text("\n".join(lines) + "\n")
+    torch_root = Path(torch.__file__).parent
+    objects: list[str] = []
+    for isa, flags in ISA_FLAGS.items():
+        names = (f'-DUNDERSTUDY_ISA="{isa}"', f"-DUNDERSTUDY_TABLE={isa}_kernels")
+        objects.append(_object(compiler, folder, "isa.cpp", isa, [*flags, *names]))
+    objects.append(_object(compiler, folder, "sampling.cpp", "sampling", []))
+    include = torch_root / "include"
+    headers = [f"-I{folder}", f"-isystem{include}", f"-isystem{include}/torch/csrc/api/include"]
+    abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
+    objects.append(_object(compiler, folder, "bindings.cpp", "bindings", [*headers, abi]))
+    finished = folder / LIBRARY
+    libraries = [f"-L{torch_root / 'lib'}", "-ltorch_cpu", "-lc10"]
+    _run([compiler, "-shared", "-fopenmp", "-o", str(finished), *objects, *libraries], "linking")
+    # A build beside this one may have come first; either file is the same library.
+    finished.replace(library)
+
+
+def _object(compiler: str, folder: Path, source: str, name: str, flags: Sequence[str]) -> str:
+    result = str(folder / f"{name}.o")
+    command = [compiler, *COMMON_FLAGS, *flags, "-c", str(SOURCES / source), "-o", result]
+    _run(command, f"compiling {source} ({name})")
+    return result
+
+
+def _run(command: Sequence[str], what: str) -> None:
+    started = time.monotonic()
+    LOG.info("%s ...", what)
+    try:
+        done = subprocess.run(  # noqa: S603 - our own arguments, no shell
+            command, check=False, capture_output=True, text=True, timeout=TIMEOUT_S
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise FailedPrecondition(f"The kernels' build failed while {what}: {error}.") from error
+    if done.returncode != 0:
+        raise FailedPrecondition(
+            f"The kernels' build failed while {what}; the compiler says: {done.stderr[:2000]}"
+        )
+    LOG.info("%s took %.1f s", what, time.monotonic() - started)

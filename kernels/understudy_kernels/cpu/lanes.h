@@ -1,0 +1,81 @@
+// The lanes of the instruction set this file is compiled for.
+//
+// Nothing here may instantiate a template of the standard library: its code would be shared by name
+// between the instruction sets, and the linker could keep the one this machine cannot run.
+#pragma once
+#ifdef __AVX512VNNI__
+#include "lanes_avx512.h"
+#else
+#include "lanes_avx2.h"
+#endif
+
+namespace understudy {
+namespace {
+
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+INLINE float sum_of(Floats v) {  // in the order of lanes
+  alignas(64) float lanes[kLanes];
+  store(lanes, v);
+  float total = lanes[0];
+  for (int i = 1; i < kLanes; ++i) total += lanes[i];
+  return total;
+}
+
+INLINE Floats load_first(const float* p, int64_t count) {
+  if (count >= kLanes) return load(p);
+  alignas(64) float lanes[kLanes] = {};
+  for (int64_t i = 0; i < count; ++i) lanes[i] = p[i];
+  return load(lanes);
+}
+INLINE void store_first(float* p, Floats v, int64_t count) {
+  if (count >= kLanes) return store(p, v);
+  alignas(64) float lanes[kLanes];
+  store(lanes, v);
+  for (int64_t i = 0; i < count; ++i) p[i] = lanes[i];
+}
+
+// Within two units in the last place; numbers that are not numbers stay so.
+INLINE Floats exponential(Floats x) {
+  x = maximum(splat(-87.0f), minimum(splat(88.0f), x));
+  const Floats n = round(multiply(x, splat(1.44269504f)));
+  Floats r = fma(n, splat(-0.693359375f), x);
+  r = fma(n, splat(2.12194440e-4f), r);
+  Floats p = splat(1.9875691500e-4f);
+  p = fma(p, r, splat(1.3981999507e-3f));
+  p = fma(p, r, splat(8.3334519073e-3f));
+  p = fma(p, r, splat(4.1665795894e-2f));
+  p = fma(p, r, splat(1.6666665459e-1f));
+  p = fma(p, r, splat(5.0000001201e-1f));
+  p = fma(multiply(p, r), r, add(r, splat(1.0f)));
+  return multiply(p, power_of_two(n));
+}
+
+// out[j][i] = in[i][j], eight by eight.
+INLINE void transpose_eight(const float* in, int64_t in_stride, float* out, int64_t out_stride) {
+  __m256 rows[8], pairs[8], quads[8];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) rows[i] = _mm256_loadu_ps(in + i * in_stride);
+#pragma GCC unroll 4
+  for (int i = 0; i < 8; i += 2) {
+    pairs[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
+    pairs[i + 1] = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 8; i += 4) {
+    quads[i] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0x44);
+    quads[i + 1] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0xee);
+    quads[i + 2] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0x44);
+    quads[i + 3] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0xee);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    _mm256_storeu_ps(out + i * out_stride, _mm256_permute2f128_ps(quads[i], quads[i + 4], 0x20));
+    _mm256_storeu_ps(out + (i + 4) * out_stride,
+                     _mm256_permute2f128_ps(quads[i], quads[i + 4], 0x31));
+  }
+}
+
+}  // namespace
+}  // namespace understudy

@@ -1,0 +1,106 @@
+"""All layers of a dense decoder: the single operators, one after another."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from understudy_kernels.reference.attention import paged_attention, rotate_and_cache
+from understudy_kernels.reference.checks import check_floats, require
+from understudy_kernels.reference.ffn import swiglu
+from understudy_kernels.reference.linear import (
+    add_rms_norm,
+    check_formats,
+    normed_linears,
+    quantised_linear,
+)
+
+ATTENTION_WEIGHTS = 6
+ATTENTION_FORMATS = 4
+SHARD_WEIGHTS = 3
+
+
+def decoder_layers(
+    hidden: Tensor,
+    weights: Sequence[Tensor],
+    formats: Sequence[int],
+    biases: Sequence[Tensor],
+    head_norms: Sequence[Tensor],
+    num_heads: int,
+    ffn_size: int,
+    num_shards: int,
+    eps: float,
+    cosine: Tensor,
+    sine: Tensor,
+    storage: Tensor,
+    scales: Tensor | None,
+    slots: Tensor,
+    tables: Tensor,
+    sequences: Tensor,
+    lengths: Tensor,
+    scale: float,
+    exact: bool,
+) -> Tensor:
+    """Return `hidden` (T, D) after all layers, whose keys and values are stored on the way.
+
+    Weights of a layer: attention norm, packed q, k, v, o, FFN norm, packed gate, up, down of each
+    of `num_shards` slices of `ffn_size`, whose sums are added in order; formats are the packed
+    ones'. `storage` is (blocks, layers, 2, block_size, kv_heads, dim), `scales` the same without
+    dim beside int8.
+    """
+    check_floats(hidden, 2, "hidden")
+    require(
+        0 < num_shards <= 1024 and ffn_size > 0,
+        f"a feed-forward of {num_shards} shards of {ffn_size} cannot be.",
+    )
+    num_weights = ATTENTION_WEIGHTS + SHARD_WEIGHTS * num_shards
+    num_formats = ATTENTION_FORMATS + SHARD_WEIGHTS * num_shards
+    num_layers = len(weights) // num_weights
+    check_formats(formats, num_layers * num_formats)
+    require(
+        len(weights) % num_weights == 0
+        and len(biases) in (0, num_layers)
+        and len(head_norms) in (0, 2 * num_layers),
+        f"weights must be {num_weights} a layer, biases none or one, head norms none or two.",
+    )
+    require(
+        storage.dim() == 6 and storage.shape[1] >= num_layers and storage.shape[2] == 2,
+        "storage must be (blocks, layers, 2, block size, kv heads, dim), it is"
+        f" {list(storage.shape)}.",
+    )
+    num_kv, dim = storage.shape[4], storage.shape[5]
+    require(
+        num_heads > 0 and num_heads % num_kv == 0 and dim % 2 == 0 and dim <= 1024,
+        f"{num_heads} heads of {dim} do not fit {num_kv} kv heads.",
+    )
+    widths = (num_heads * dim, num_kv * dim, num_kv * dim)
+    for layer in range(num_layers):
+        parts = weights[layer * num_weights : (layer + 1) * num_weights]
+        kinds = formats[layer * num_formats : (layer + 1) * num_formats]
+        cache = storage[:, layer, 0], storage[:, layer, 1]
+        cache_scales: tuple[Tensor | None, Tensor | None] = (None, None)
+        if scales is not None:
+            cache_scales = (scales[:, layer, 0], scales[:, layer, 1])
+        bias = biases[layer] if biases else None
+        norms: tuple[Tensor | None, Tensor | None] = (None, None)
+        if head_norms:
+            norms = (head_norms[2 * layer], head_norms[2 * layer + 1])
+        projected = normed_linears(
+            hidden, parts[0], eps, parts[1:4], kinds[:3], widths, bias, exact
+        )
+        query = rotate_and_cache(
+            projected, cosine, sine, *cache, *cache_scales, slots, num_heads, *norms, eps
+        )
+        attended = paged_attention(
+            query, *cache, *cache_scales, tables, sequences, lengths, scale
+        ).flatten(1)
+        size = hidden.shape[1]
+        output = quantised_linear(attended, parts[4], kinds[3], size, None, None, exact)
+        normed, hidden = add_rms_norm(output, hidden, parts[5], eps)
+        for start in range(0, SHARD_WEIGHTS * num_shards, SHARD_WEIGHTS):
+            shard = parts[ATTENTION_WEIGHTS + start : ATTENTION_WEIGHTS + start + SHARD_WEIGHTS]
+            shard_kinds = kinds[ATTENTION_FORMATS + start :][:SHARD_WEIGHTS]
+            partial = swiglu(normed, *shard, shard_kinds, ffn_size, exact)
+            total = partial if start == 0 else total + partial
+        hidden = hidden + total
+    return hidden if num_layers else torch.clone(hidden)

@@ -1,0 +1,60 @@
+"""What one step computes, and what is left of its token budget. Plain bookkeeping."""
+
+from dataclasses import dataclass
+
+from services.attention.sequence import Priority, Sequence, SequenceKey
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledChunk:
+    """The next `num_tokens` tokens of a sequence."""
+
+    sequence: Sequence
+    num_tokens: int
+
+    @property
+    def is_sampling(self) -> bool:
+        """Whether the step produces this sequence's next token."""
+        return self.num_tokens == self.sequence.num_pending
+
+
+class StepPlan:
+    """The chunks of the next step, which never exceed its budget.
+
+    Sequences of batch priority share `batch_budget` of it: that bounds how much longer they make
+    a step in which others are computed.
+    """
+
+    def __init__(self, budget: int, batch_budget: int) -> None:
+        self._left = budget
+        self._batch_left = batch_budget
+        self._chunks: dict[SequenceKey, ScheduledChunk] = {}
+
+    @property
+    def chunks(self) -> list[ScheduledChunk]:
+        """The chunks in the order in which they were added."""
+        return list(self._chunks.values())
+
+    def __contains__(self, sequence: Sequence) -> bool:
+        return sequence.key in self._chunks
+
+    def room(self, priority: Priority) -> int:
+        """Return how many tokens a sequence of this class may still add."""
+        left = min(self._left, self._batch_left) if priority is Priority.BATCH else self._left
+        return max(0, left)
+
+    def add(self, sequence: Sequence, num_tokens: int) -> None:
+        """Compute the next tokens of a sequence."""
+        self._chunks[sequence.key] = ScheduledChunk(sequence, num_tokens)
+        self._spend(sequence, num_tokens)
+
+    def withdraw(self, sequence: Sequence) -> None:
+        """Compute nothing of a sequence after all."""
+        chunk = self._chunks.pop(sequence.key, None)
+        if chunk is not None:
+            self._spend(sequence, -chunk.num_tokens)
+
+    def _spend(self, sequence: Sequence, num_tokens: int) -> None:
+        self._left -= num_tokens
+        if sequence.priority is Priority.BATCH:
+            self._batch_left -= num_tokens

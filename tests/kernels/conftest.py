@@ -1,0 +1,24 @@
+"""Kernels are loaded once; GPU tests say why they are skipped."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from understudy_kernels import load
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _kernels() -> Iterator[None]:
+    load()
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="no GPU: the GPU kernels were never run on one")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)

@@ -1,0 +1,94 @@
+"""Sessions with attention workers: what is on them is what the worker was told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, cast
+
+import pytest
+
+from services.router.clients import Session
+from services.router.pools import Submission
+from understudy.api.attention.v1 import attention_pb2
+from understudy.errors import Unavailable
+
+SUBMISSION = cast("Submission", object())
+TO_SUBMIT = "services.router.clients.to_submit"
+
+
+class FakeCall:
+    """A stream whose responses a test sends."""
+
+    def __init__(self) -> None:
+        self.responses: asyncio.Queue[attention_pb2.SessionResponse] = asyncio.Queue()
+
+    async def __aiter__(self) -> AsyncIterator[attention_pb2.SessionResponse]:
+        while True:
+            yield await self.responses.get()
+
+    def cancel(self) -> None:
+        pass
+
+
+class FakeStub:
+    def __init__(self) -> None:
+        self.call = FakeCall()
+
+    def Session(self, _: object) -> FakeCall:  # noqa: N802
+        return self.call
+
+
+def told(sequence_id: int, _: object) -> attention_pb2.Submit:
+    return attention_pb2.Submit(sequence_id=sequence_id)
+
+
+def untold(*_: object) -> attention_pb2.Submit:
+    raise ValueError("Value out of range: 5000000000")
+
+
+async def test_a_submission_that_cannot_be_told_leaves_no_phantom_on_the_session(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    session = Session(cast("Any", FakeStub()))
+    monkeypatch.setattr(TO_SUBMIT, untold)
+    with pytest.raises(ValueError, match="out of range"):
+        session.submit(SUBMISSION)
+    assert session.num_active == 0
+    monkeypatch.setattr(TO_SUBMIT, told)
+    session.submit(SUBMISSION)
+    assert session.num_active == 1
+    await session.aclose()
+    assert session.num_active == 0
+
+
+async def test_a_session_that_is_closed_before_it_was_read_ends_its_sequences(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(TO_SUBMIT, told)
+    session = Session(cast("Any", FakeStub()))
+    sequence = session.submit(SUBMISSION)
+    await session.aclose()
+    with pytest.raises(Unavailable):
+        await anext(aiter(sequence))
+
+
+async def test_a_session_is_idle_once_its_last_sequence_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(TO_SUBMIT, told)
+    stub = FakeStub()
+    session = Session(cast("Any", stub))
+    await session.wait_idle()
+    session.submit(SUBMISSION)
+    session.submit(SUBMISSION).cancel()
+    waiting = asyncio.create_task(session.wait_idle())
+    finished = attention_pb2.SequenceFinished(sequence_id=1)
+    stub.call.responses.put_nowait(attention_pb2.SessionResponse(step=1))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    stub.call.responses.put_nowait(attention_pb2.SessionResponse(finished=[finished]))
+    async with asyncio.timeout(10):
+        await waiting
+    assert session.num_active == 0
+    await session.aclose()
