@@ -5,6 +5,7 @@ from typing import Final
 
 import torch
 from torch import Tensor
+
 from understudy_kernels import DecoderLayers, Format, PackedLinear, Rows, ops
 from understudy_kernels.packing import pack_dense, pack_gguf
 

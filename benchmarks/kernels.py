@@ -13,17 +13,6 @@ from typing import Final
 import torch
 from torch import Tensor
 from torch.nn import functional
-from understudy_kernels import (
-    CacheView,
-    Format,
-    PackedFfn,
-    PackedLinear,
-    Rows,
-    load,
-    ops,
-)
-from understudy_kernels.formats import packed_bytes
-from understudy_kernels.packing import stack_experts
 
 from benchmarks.kernel_inputs import (
     DIM,
@@ -49,6 +38,17 @@ from benchmarks.measure import (
     table,
     write_json,
 )
+from understudy_kernels import (
+    CacheView,
+    Format,
+    PackedFfn,
+    PackedLinear,
+    Rows,
+    load,
+    ops,
+)
+from understudy_kernels.formats import packed_bytes
+from understudy_kernels.packing import stack_experts
 
 COLD_BYTES: Final = 96 << 20
 

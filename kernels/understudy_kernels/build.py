@@ -13,6 +13,7 @@ LOG: Final = logging.getLogger(__name__)
 def main() -> int:
     """Build with progress on standard output; 0 also where the reference has to serve."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    logging.getLogger(__package__).setLevel(logging.DEBUG)
     try:
         LOG.info("Kernels: %s", build())
     except FailedPrecondition as error:

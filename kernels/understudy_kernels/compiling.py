@@ -6,6 +6,7 @@ compiled apart with its own flags and chosen when the library runs, so one build
 machine. Nothing here goes through a shell.
 """
 
+import fcntl
 import hashlib
 import logging
 import os
@@ -14,7 +15,10 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +29,7 @@ from understudy_kernels.schemas import NAMESPACE, SCHEMAS
 
 LOG: Final = logging.getLogger(__name__)
 SOURCES: Final = Path(__file__).parent / "cpu"
+TORCH: Final = Path(torch.__file__).parent
 LIBRARY: Final = "understudy_kernels.so"
 TIMEOUT_S: Final = 600
 COMMON_FLAGS: Final = (
@@ -82,41 +87,76 @@ def build(target: Path | None = None, compiler: str | None = None) -> Path:
             " install g++ 11 or later and run `python -m understudy_kernels.build`."
         )
     library.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-        _compile(found, Path(folder), library)
+    with _only_builder(library.parent):
+        if not library.exists():
+            with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+                _compile(found, Path(folder), library)
     return library
 
 
+@contextmanager
+def _only_builder(folder: Path) -> Iterator[None]:
+    """Wait until no other process builds into `folder`; one that dies gives way by itself."""
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            LOG.info("Waiting for another process that compiles the kernels.")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@dataclass(frozen=True, slots=True)
+class _Unit:
+    """One object file: a source and what it is compiled with."""
+
+    name: str
+    source: str
+    flags: tuple[str, ...]
+
+
 def _compile(compiler: str, folder: Path, library: Path) -> None:
+    started = time.monotonic()
+    LOG.info("Compiling the kernels, once for this machine: about half a minute on two cores.")
     lines = [f'm.def("{name}{schema}");' for name, schema in SCHEMAS.items()]
     (folder / "schemas.inc").write_text("\n".join(lines) + "\n")
-    torch_root = Path(torch.__file__).parent
-    objects: list[str] = []
-    for isa, flags in ISA_FLAGS.items():
-        names = (f'-DUNDERSTUDY_ISA="{isa}"', f"-DUNDERSTUDY_TABLE={isa}_kernels")
-        objects.append(_object(compiler, folder, "isa.cpp", isa, [*flags, *names]))
-    objects.append(_object(compiler, folder, "sampling.cpp", "sampling", []))
-    include = torch_root / "include"
-    headers = [f"-I{folder}", f"-isystem{include}", f"-isystem{include}/torch/csrc/api/include"]
-    abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
-    objects.append(_object(compiler, folder, "bindings.cpp", "bindings", [*headers, abi]))
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        building = [pool.submit(_object, compiler, folder, unit) for unit in _units(folder)]
+        objects = [each.result() for each in building]
     finished = folder / LIBRARY
-    libraries = [f"-L{torch_root / 'lib'}", "-ltorch_cpu", "-lc10"]
+    libraries = [f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-lc10"]
     _run([compiler, "-shared", "-fopenmp", "-o", str(finished), *objects, *libraries], "linking")
-    # A build beside this one may have come first; either file is the same library.
+    # A reader sees the whole library or none.
     finished.replace(library)
+    LOG.info("Compiled the kernels in %.0f s.", time.monotonic() - started)
 
 
-def _object(compiler: str, folder: Path, source: str, name: str, flags: Sequence[str]) -> str:
-    result = str(folder / f"{name}.o")
-    command = [compiler, *COMMON_FLAGS, *flags, "-c", str(SOURCES / source), "-o", result]
-    _run(command, f"compiling {source} ({name})")
+def _units(folder: Path) -> list[_Unit]:
+    """Return what is compiled, the longest first."""
+    include = TORCH / "include"
+    headers = (f"-I{folder}", f"-isystem{include}", f"-isystem{include}/torch/csrc/api/include")
+    abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
+    isas = [
+        _Unit(
+            isa,
+            "isa.cpp",
+            (*flags, f'-DUNDERSTUDY_ISA="{isa}"', f"-DUNDERSTUDY_TABLE={isa}_kernels"),
+        )
+        for isa, flags in ISA_FLAGS.items()
+    ]
+    bindings = _Unit("bindings", "bindings.cpp", (*headers, abi))
+    return [bindings, *isas, _Unit("sampling", "sampling.cpp", ())]
+
+
+def _object(compiler: str, folder: Path, unit: _Unit) -> str:
+    result = str(folder / f"{unit.name}.o")
+    command = [compiler, *COMMON_FLAGS, *unit.flags, "-c", str(SOURCES / unit.source), "-o", result]
+    _run(command, f"compiling {unit.source} ({unit.name})")
     return result
 
 
 def _run(command: Sequence[str], what: str) -> None:
     started = time.monotonic()
-    LOG.info("%s ...", what)
     try:
         done = subprocess.run(  # noqa: S603 - our own arguments, no shell
             command, check=False, capture_output=True, text=True, timeout=TIMEOUT_S
@@ -127,4 +167,4 @@ def _run(command: Sequence[str], what: str) -> None:
         raise FailedPrecondition(
             f"The kernels' build failed while {what}; the compiler says: {done.stderr[:2000]}"
         )
-    LOG.info("%s took %.1f s", what, time.monotonic() - started)
+    LOG.debug("%s took %.1f s", what, time.monotonic() - started)

@@ -113,7 +113,8 @@ class DecoderLayers:
     """The weights of every layer of a dense decoder, as `decoder_layers` takes them."""
 
     weights: list[Tensor]
-    """A layer's: attention norm, packed q, k, v, o, FFN norm, packed gate, up, down of each shard."""
+    """A layer's: attention norm, packed q, k, v, o, FFN norm, packed gate, up, down of each
+    shard."""
     formats: list[int]
     """Those of the packed ones."""
     biases: list[Tensor]

@@ -119,5 +119,3 @@ def _adapter_file(path: Path) -> Path:
             f"The adapter directory {path} holds {len(files)} safetensors files; it holds one."
         )
     return files[0]
-
-

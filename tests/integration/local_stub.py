@@ -3,7 +3,7 @@
     python local_stub.py <run directory> <start timeout> <JSON list of {name, needs, behaviour}>
 
 Behaviours: ready (serve until SIGTERM), crash (end at once with words), hang (never ready),
-stubborn (ready, and deaf to SIGTERM).
+stubborn (ready, and deaf to SIGTERM), step (a step that is done at once).
 """
 
 import json
@@ -20,6 +20,8 @@ import json, os, signal, sys, time
 behaviour, ready, order = sys.argv[1:4]
 if behaviour == "crash":
     sys.exit("The frobnicator is missing.")
+if behaviour == "step":
+    sys.exit(0)
 def leave(*_):
     with open(order, "a") as file:
         file.write(os.environ["STUB_NAME"] + "\\n")
@@ -36,13 +38,13 @@ while True:
 
 def service(run_dir: Path, index: int, name: str, needs: list[str], behaviour: str) -> Service:
     def launch(ports, port: int) -> Launch:
-        assert all(ports[need] for need in needs)
+        assert all(ports[need] for need in needs if need != "step")
         order = str(run_dir / "stopped.txt")
         ready = str(ready_file(run_dir, name))
         environ = {"STUB_NAME": name, "STUB_PORT": str(port or 4000 + index)}
         return Launch((sys.executable, "-S", "-c", STUB, behaviour, ready, order), environ)
 
-    return Service(name, tuple(needs), launch)
+    return Service(name, tuple(needs), launch, "exit" if name == "step" else "file")
 
 
 def main(run_dir: Path, timeout_s: float, table: list[dict]) -> int:

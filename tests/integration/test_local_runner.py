@@ -87,6 +87,20 @@ def test_services_start_by_need_and_stop_in_reverse(run_dir: Path) -> None:
         require_platform(run_dir)
 
 
+def test_a_step_is_done_once_before_those_who_need_it(run_dir: Path) -> None:
+    with start(run_dir, ("step", [], "step"), ("worker", ["step"], "ready")) as platform:
+        step = platform.state.service("step")
+        assert (step.phase, step.restarts, step.port) == (Phase.READY, 0, 0)
+        assert platform.state.service("worker").phase is Phase.READY
+    assert (run_dir / "stopped.txt").read_text().split() == ["worker"]
+
+
+def test_a_step_that_fails_is_named_with_its_last_words(run_dir: Path) -> None:
+    with pytest.raises(FailedPrecondition, match="The service step ended with exit code 1"):
+        start(run_dir, ("step", [], "crash"), ("worker", ["step"], "ready"))
+    assert not living(run_dir)
+
+
 def test_a_service_that_fails_to_start_is_named_with_its_last_words(run_dir: Path) -> None:
     with pytest.raises(FailedPrecondition) as caught:
         start(run_dir, ("store", [], "ready"), ("worker", ["store"], "crash"))

@@ -6,6 +6,7 @@ import gguf
 import numpy as np
 import torch
 from torch import Tensor
+
 from understudy_kernels import Format, PackedFfn, PackedLinear
 from understudy_kernels.packing import (
     RAW_BYTES,

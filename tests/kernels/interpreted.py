@@ -3,11 +3,11 @@
 import sys
 
 import torch
+
+from tests.kernels.builders import ALL_FORMATS, ffn, normal, weight
 from understudy_kernels import Format, gpu
 from understudy_kernels.packing import stack_experts
 from understudy_kernels.reference import REFERENCE
-
-from tests.kernels.builders import ALL_FORMATS, ffn, normal, weight
 
 
 def compare(name: str, *arguments: object) -> None:

@@ -5,11 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from understudy_kernels import CacheView, Rows, ops
-from understudy_kernels.reference import attention as reference
 
 from tests.kernels.builders import generator, normal
 from understudy.errors import Internal
+from understudy_kernels import CacheView, Rows, ops
+from understudy_kernels.reference import attention as reference
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
 NUM_BLOCKS, BLOCK_SIZE = 40, 16

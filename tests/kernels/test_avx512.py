@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from understudy_kernels import load
 from understudy_kernels.compiling import SOURCES
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from understudy_kernels import Format, ops
-from understudy_kernels.packing import stack_experts
-from understudy_kernels.reference import ffn as reference
 
 from tests.kernels.builders import ffn, normal
 from understudy.errors import FailedPrecondition, Internal
+from understudy_kernels import Format, ops
+from understudy_kernels.packing import stack_experts
+from understudy_kernels.reference import ffn as reference
 
 KINDS = (Format.F32, Format.BF16, Format.Q8_0, Format.Q4_1, Format.Q4_K)
 

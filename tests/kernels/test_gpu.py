@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from understudy_kernels import Format, PackedLinear, ops
 
 from tests.kernels.builders import ALL_FORMATS, normal, weight
+from understudy_kernels import Format, PackedLinear, ops
 
 ROOT = Path(__file__).parents[2]
 

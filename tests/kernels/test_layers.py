@@ -5,11 +5,11 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import Tensor
-from understudy_kernels import DecoderLayers, Format, Rows, ops
-from understudy_kernels.reference.layers import decoder_layers as reference
 
 from tests.kernels.builders import normal, weight
 from understudy.errors import Internal
+from understudy_kernels import DecoderLayers, Format, Rows, ops
+from understudy_kernels.reference.layers import decoder_layers as reference
 
 SIZE, FFN, HEADS, NUM_KV, DIM, LAYERS, BLOCK_SIZE = 64, 96, 4, 2, 16, 3, 8
 WIDTH = (HEADS + 2 * NUM_KV) * DIM

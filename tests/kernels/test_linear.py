@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from understudy_kernels import Format, PackedLinear, ops
-from understudy_kernels.reference import linear as reference
 
 from tests.kernels.builders import ALL_FORMATS, GGUF_FORMATS, normal, weight
 from understudy.errors import Internal
+from understudy_kernels import Format, PackedLinear, ops
+from understudy_kernels.reference import linear as reference
 
 ROWS = (0, 1, 2, 3, 7, 33)
 

@@ -3,17 +3,18 @@
 import logging
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+
+from understudy.errors import FailedPrecondition
 from understudy_kernels import load
 from understudy_kernels.compiling import build, library_path
 from understudy_kernels.fakes import FAKES
 from understudy_kernels.reference import REFERENCE
 from understudy_kernels.schemas import SCHEMAS
-
-from understudy.errors import FailedPrecondition
 
 ROOT = Path(__file__).parents[2]
 FALLBACK = """
@@ -69,8 +70,22 @@ def test_loading_again_returns_the_same_and_building_again_compiles_nothing(
     assert caplog.records == []
 
 
+def test_builders_at_the_same_time_compile_once(tmp_path: Path) -> None:
+    compiler, calls = tmp_path / "compiler", tmp_path / "calls"
+    body = f'echo "$*" >> {calls}; while [ "$1" != -o ]; do shift; done; echo object > "$2"'
+    compiler.write_text(f"#!/bin/sh\n{body}\n")
+    compiler.chmod(0o755)
+    target = tmp_path / "cache" / "library.so"
+    with ThreadPoolExecutor(3) as pool:
+        built = [pool.submit(build, target, str(compiler)) for _ in range(3)]
+        assert {each.result() for each in built} == {target}
+    assert target.exists()
+    outputs = [line.rpartition("-o ")[2].split()[0] for line in calls.read_text().splitlines()]
+    assert len(outputs) == len(set(outputs))
+
+
 def test_a_compiler_that_refuses_is_quoted(tmp_path: Path) -> None:
-    with pytest.raises(FailedPrecondition, match=r"build failed while compiling isa\.cpp"):
+    with pytest.raises(FailedPrecondition, match=r"build failed while compiling \w+\.cpp"):
         build(tmp_path / "library.so", compiler="false")
 
 

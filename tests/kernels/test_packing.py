@@ -4,13 +4,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
+from tests.kernels.builders import ALL_FORMATS, FLOATS, GGUF_FORMATS, raw_blocks, weight
+from understudy.errors import FailedPrecondition
 from understudy_kernels import Format
 from understudy_kernels.formats import packed_bytes
 from understudy_kernels.packing import pack_dense, pack_gguf, quantise_int4, quantise_int8
 from understudy_kernels.reference.unpack import unpack
-
-from tests.kernels.builders import ALL_FORMATS, FLOATS, GGUF_FORMATS, raw_blocks, weight
-from understudy.errors import FailedPrecondition
 
 
 @given(kind=st.sampled_from(ALL_FORMATS), num_out=st.integers(1, 40), units=st.integers(1, 3))

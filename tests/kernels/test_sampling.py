@@ -7,11 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from understudy_kernels import ops
-from understudy_kernels.reference.sampling import sample_tokens as reference
 
 from tests.kernels.builders import generator, normal
 from understudy.errors import Internal
+from understudy_kernels import ops
+from understudy_kernels.reference.sampling import sample_tokens as reference
 
 
 def params(

@@ -174,9 +174,10 @@ def _spawn(
 
 
 def _import_path() -> str:
-    """Return where the children find `understudy` and `services`, whatever directory we are in."""
-    root = str(Path(understudy.__file__).resolve().parents[1])
-    return os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", ""))))
+    """Return where the children find our packages, whatever directory we are in."""
+    root = Path(understudy.__file__).resolve().parents[1]
+    inherited = os.environ.get("PYTHONPATH", "")
+    return os.pathsep.join(filter(None, (str(root), str(root / "kernels"), inherited)))
 
 
 def _wait_until_ready(

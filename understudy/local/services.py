@@ -42,13 +42,14 @@ class Service:
     """One process of the platform.
 
     `launch` builds the command from the ports of what it needs and the port to listen on (0 for a
-    free one). `ready` says how it shows that it is ready: by a file it writes, or by a Redis PING.
+    free one). `ready` says how it shows that it is ready: by a file it writes, by a Redis PING, or
+    by its end: a step that has to be done once, and limits its own time.
     """
 
     name: str
     needs: tuple[str, ...]
     launch: Callable[[Ports, int], Launch]
-    ready: Literal["file", "ping"] = "file"
+    ready: Literal["file", "ping", "exit"] = "file"
 
 
 def platform_services(site: Site) -> tuple[Service, ...]:
@@ -67,6 +68,7 @@ def platform_services(site: Site) -> tuple[Service, ...]:
         *own_redis,
         _traces(site),
         _kvstore(site),
+        _kernels(),
         *triton,
         *experts,
         _controller(site, [service.name for service in experts]),
@@ -118,6 +120,19 @@ def valkey_binary() -> str:
     return str(get_binary_path())
 
 
+def _kernels() -> Service:
+    """Return the step that compiles the kernels where no earlier start did.
+
+    Once before the workers start instead of in each of them; where it is not possible they compute
+    with plain torch and say why.
+    """
+
+    def launch(_: Ports, __: int) -> Launch:
+        return Launch(_python("understudy_kernels.build"), {})
+
+    return Service("kernels", (), launch, ready="exit")
+
+
 def _traces(site: Site) -> Service:
     def launch(_: Ports, port: int) -> Launch:
         environ = {
@@ -163,7 +178,7 @@ def _experts(site: Site, name: str) -> Service:
             "UNDERSTUDY_EXPERTS_TRITON_SHARED_MEMORY": "true",
         }
 
-    needs = ("triton",) if site.settings.triton else ()
+    needs = ("kernels", "triton") if site.settings.triton else ("kernels",)
     return _service(site, name, "experts", needs, settings)
 
 
@@ -186,7 +201,8 @@ def _attention_slm(site: Site) -> Service:
             "UNDERSTUDY_ATTENTION_THREADS": "1",
         }
 
-    return _service(site, "attention-slm", "attention", ("kvstore",), settings)
+    needs = ("kernels", "kvstore")
+    return _service(site, "attention-slm", "attention", needs, settings)
 
 
 def _attention_llm(site: Site) -> Service:
@@ -203,7 +219,8 @@ def _attention_llm(site: Site) -> Service:
             "UNDERSTUDY_ATTENTION_THREADS": "1",
         }
 
-    return _service(site, "attention-llm", "attention", ("kvstore", "controller"), settings)
+    needs = ("kernels", "kvstore", "controller")
+    return _service(site, "attention-llm", "attention", needs, settings)
 
 
 def _distiller(site: Site) -> Service:

@@ -45,6 +45,11 @@ class _Run:
     def is_alive(self) -> bool:
         return self.child is not None and self.child.exit_code() is None
 
+    @property
+    def is_done(self) -> bool:
+        """Whether it was a step to be done once, and is."""
+        return self.service.ready == "exit" and self.state.phase is Phase.READY
+
 
 class Supervisor:
     """Runs services until it is told to stop (SIGTERM), at once if told twice; one per process."""
@@ -95,6 +100,8 @@ class Supervisor:
         for run in self._runs:
             if run.state.phase is Phase.WAITING:
                 self._start_if_possible(run)
+            elif run.service.ready == "exit":
+                self._look_whether_done(run)
             elif not run.is_alive:
                 self._bury(run)
             elif run.state.phase is Phase.STARTING:
@@ -106,8 +113,9 @@ class Supervisor:
             self._save()
 
     def _start_if_possible(self, run: _Run) -> None:
+        done = {other.state.name for other in self._runs if other.is_done}
         ports = {other.state.name: other.state.port for other in self._runs if other.state.port}
-        if any(name not in ports for name in run.service.needs):
+        if any(name not in ports and name not in done for name in run.service.needs):
             return
         ready_file(self._run_dir, run.state.name).unlink(missing_ok=True)
         run.launch = run.service.launch(ports, run.state.port)
@@ -128,6 +136,14 @@ class Supervisor:
             run.state.phase = Phase.READY
         elif self._clock() - run.started_at > self._start_timeout_s:
             raise self._failure(run, f"was not ready within {self._start_timeout_s:g} s")
+
+    def _look_whether_done(self, run: _Run) -> None:
+        assert run.child is not None, "a step that is looked at was started"
+        exit_code = run.child.exit_code()
+        if exit_code == 0:
+            run.state.phase = Phase.READY
+        elif exit_code is not None:
+            raise self._failure(run, f"ended with exit code {exit_code}")
 
     def _is_ready(self, run: _Run) -> bool:
         assert run.launch is not None, "a starting service was launched"
@@ -167,6 +183,9 @@ class Supervisor:
 
     def _stop_all(self) -> None:
         self.state.phase = Phase.STOPPING
+        for run in self._runs:
+            if run.is_done:
+                run.state.phase = Phase.STOPPED
         self._save()
         while alive := [run for run in self._runs if run.is_alive]:
             needed = {name for run in alive for name in run.service.needs}

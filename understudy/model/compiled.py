@@ -136,7 +136,9 @@ class CompiledDecoder:
     ) -> Sampled:
         """Choose a token for each row of `logits`, as `understudy.model.sampling.sample` does."""
         if not len(params) == len(seeds) == len(positions) == logits.shape[0]:
-            raise Internal(f"Sampling got {logits.shape[0]} rows of logits, {len(params)} sequences.")
+            raise Internal(
+                f"Sampling got {logits.shape[0]} rows of logits, {len(params)} sequences."
+            )
         drawn = map(uniform, seeds, positions)
         uniforms = [u if p.temperature > 0 else 0.0 for u, p in zip(drawn, params, strict=True)]
         tokens, logprobs, margins, losses = ops.sample_tokens(

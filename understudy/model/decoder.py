@@ -64,7 +64,7 @@ def resolve_compute(wanted: Compute) -> Compute:
     if wanted == "reference":
         return wanted
     try:
-        from understudy_kernels import load  # noqa: PLC0415 - beside this package, or not installed
+        from understudy_kernels import load
     except ImportError:
         LOG.warning("understudy_kernels is not installed: computing with plain torch instead.")
         return "reference"
@@ -80,9 +80,8 @@ def make_decoder(
     """
     if compute == "reference":
         return Transformer(config, weights, experts)
-    from understudy_kernels import load  # noqa: PLC0415
-
-    from understudy.model.compiled import CompiledDecoder, is_compilable  # noqa: PLC0415
+    from understudy.model.compiled import CompiledDecoder, is_compilable
+    from understudy_kernels import load
 
     load()
     if is_compilable(config):

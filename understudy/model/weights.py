@@ -12,8 +12,8 @@ from torch import Tensor
 
 from understudy.errors import FailedPrecondition
 from understudy.model.config import ModelConfig
-from understudy.model.families import family_named
 from understudy.model.decoder import Compute
+from understudy.model.families import family_named
 from understudy.model.gguf import GgufBlocks, read_gguf, read_gguf_blocks
 from understudy.model.linear import Matrix, Weights
 from understudy.model.safetensors_io import (
@@ -104,7 +104,7 @@ def load_model(
 
 
 def _load_packed(path: Path, matrix_dtype: torch.dtype, compute: Compute) -> LoadedModel:
-    from understudy.model.packed import pack  # noqa: PLC0415 - where there are kernels
+    from understudy.model.packed import pack
 
     vectors: dict[str, Tensor] = {}
     packed: dict[str, Matrix] = {}
@@ -133,8 +133,10 @@ def _open_stored(
         config, tensors = read_gguf_blocks(path)
         return config, [path], tensors
     config, files = read_config(path), weight_files(path)
-    return config, files, (
-        pair for file in files for pair in canonical_tensors(config, read_stored(file)[0])
+    return (
+        config,
+        files,
+        (pair for file in files for pair in canonical_tensors(config, read_stored(file)[0])),
     )
 
 

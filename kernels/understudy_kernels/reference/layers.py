@@ -49,20 +49,7 @@ def decoder_layers(
     dim beside int8.
     """
     check_floats(hidden, 2, "hidden")
-    require(
-        0 < num_shards <= 1024 and ffn_size > 0,
-        f"a feed-forward of {num_shards} shards of {ffn_size} cannot be.",
-    )
-    num_weights = ATTENTION_WEIGHTS + SHARD_WEIGHTS * num_shards
-    num_formats = ATTENTION_FORMATS + SHARD_WEIGHTS * num_shards
-    num_layers = len(weights) // num_weights
-    check_formats(formats, num_layers * num_formats)
-    require(
-        len(weights) % num_weights == 0
-        and len(biases) in (0, num_layers)
-        and len(head_norms) in (0, 2 * num_layers),
-        f"weights must be {num_weights} a layer, biases none or one, head norms none or two.",
-    )
+    num_layers = _num_layers(weights, formats, biases, head_norms, num_shards, ffn_size)
     require(
         storage.dim() == 6 and storage.shape[1] >= num_layers and storage.shape[2] == 2,
         "storage must be (blocks, layers, 2, block size, kv heads, dim), it is"
@@ -74,6 +61,8 @@ def decoder_layers(
         f"{num_heads} heads of {dim} do not fit {num_kv} kv heads.",
     )
     widths = (num_heads * dim, num_kv * dim, num_kv * dim)
+    num_weights = ATTENTION_WEIGHTS + SHARD_WEIGHTS * num_shards
+    num_formats = ATTENTION_FORMATS + SHARD_WEIGHTS * num_shards
     for layer in range(num_layers):
         parts = weights[layer * num_weights : (layer + 1) * num_weights]
         kinds = formats[layer * num_formats : (layer + 1) * num_formats]
@@ -97,10 +86,50 @@ def decoder_layers(
         size = hidden.shape[1]
         output = quantised_linear(attended, parts[4], kinds[3], size, None, None, exact)
         normed, hidden = add_rms_norm(output, hidden, parts[5], eps)
-        for start in range(0, SHARD_WEIGHTS * num_shards, SHARD_WEIGHTS):
-            shard = parts[ATTENTION_WEIGHTS + start : ATTENTION_WEIGHTS + start + SHARD_WEIGHTS]
-            shard_kinds = kinds[ATTENTION_FORMATS + start :][:SHARD_WEIGHTS]
-            partial = swiglu(normed, *shard, shard_kinds, ffn_size, exact)
-            total = partial if start == 0 else total + partial
-        hidden = hidden + total
+        shards = parts[ATTENTION_WEIGHTS:], kinds[ATTENTION_FORMATS:]
+        hidden = hidden + _feed_forward(normed, *shards, ffn_size, exact)
     return hidden if num_layers else torch.clone(hidden)
+
+
+def _num_layers(
+    weights: Sequence[Tensor],
+    formats: Sequence[int],
+    biases: Sequence[Tensor],
+    head_norms: Sequence[Tensor],
+    num_shards: int,
+    ffn_size: int,
+) -> int:
+    require(
+        0 < num_shards <= 1024 and ffn_size > 0,
+        f"a feed-forward of {num_shards} shards of {ffn_size} cannot be.",
+    )
+    num_weights = ATTENTION_WEIGHTS + SHARD_WEIGHTS * num_shards
+    num_layers = len(weights) // num_weights
+    check_formats(formats, num_layers * (ATTENTION_FORMATS + SHARD_WEIGHTS * num_shards))
+    require(
+        len(weights) % num_weights == 0
+        and len(biases) in (0, num_layers)
+        and len(head_norms) in (0, 2 * num_layers),
+        f"weights must be {num_weights} a layer, biases none or one, head norms none or two.",
+    )
+    return num_layers
+
+
+def _feed_forward(
+    normed: Tensor, weights: Sequence[Tensor], formats: Sequence[int], ffn_size: int, exact: bool
+) -> Tensor:
+    """Return the sum over the shards of a feed-forward, in their order."""
+    partials = [
+        swiglu(
+            normed,
+            *weights[start : start + SHARD_WEIGHTS],
+            formats[start : start + SHARD_WEIGHTS],
+            ffn_size,
+            exact,
+        )
+        for start in range(0, len(weights), SHARD_WEIGHTS)
+    ]
+    total = partials[0]
+    for partial in partials[1:]:
+        total = total + partial
+    return total

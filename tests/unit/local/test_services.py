@@ -54,7 +54,7 @@ def launches(tmp_path: Path) -> dict[str, Launch]:
 
 def test_every_service_of_the_design_is_there(launches: dict[str, Launch]) -> None:
     assert set(launches) == {
-        *("redis-kv", "redis-control", "traces", "kvstore", "experts-0", "experts-1"),
+        *("redis-kv", "redis-control", "traces", "kvstore", "kernels", "experts-0", "experts-1"),
         *("controller", "attention-slm", "attention-llm", "distiller", "router"),
     }
 
@@ -88,14 +88,21 @@ def test_the_trace_store_accepts_what_it_is_told(launches: dict[str, Launch]) ->
 def test_the_llm_is_disaggregated_and_the_slm_is_not(launches: dict[str, Launch]) -> None:
     llm = AttentionSettings.from_env(launches["attention-llm"].environ)
     slm = AttentionSettings.from_env(launches["attention-slm"].environ)
-    assert (llm.ffn, llm.placement, llm.pool) == ("remote", "127.0.0.1:4006", "llm")
+    assert (llm.ffn, llm.placement, llm.pool) == ("remote", "127.0.0.1:4007", "llm")
     assert (slm.ffn, slm.pool, slm.model_name) == ("fused", "slm", "own-slm")
     assert list(llm.adapter_paths()) == ["snips-tools"]
 
 
+def test_kernels_are_compiled_once_before_any_worker_starts(tmp_path: Path) -> None:
+    table = {service.name: service for service in platform_services(site(tmp_path))}
+    assert table["kernels"].ready == "exit"
+    for name in ("experts-0", "experts-1", "attention-slm", "attention-llm"):
+        assert "kernels" in table[name].needs
+
+
 def test_the_controller_knows_both_expert_workers(launches: dict[str, Launch]) -> None:
     pools = json.loads(launches["controller"].environ["UNDERSTUDY_CONTROLLER_POOLS"])
-    assert pools == [{"pool": "llm", "replicas": ["127.0.0.1:4004", "127.0.0.1:4005"]}]
+    assert pools == [{"pool": "llm", "replicas": ["127.0.0.1:4005", "127.0.0.1:4006"]}]
 
 
 def test_the_router_keeps_its_ports_and_a_restarted_worker_its_own(tmp_path: Path) -> None:
