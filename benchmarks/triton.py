@@ -102,7 +102,7 @@ def feed_forward(server: TritonServer, model: Model, num_rounds: int) -> list[Ro
     packed, plain = (Holdings.take(each, LAYER) for each in (model.packed, model.plain))
     package = FfnPackage(server.repository / plain.package_name / "1", plain.values_digest)
     wire, shared = (
-        TritonShards(server.grpc_address, plain.package_name, plain.values_digest, is_local=local)
+        TritonShards(server.grpc_address, plain.package_name, plain, is_local=local)
         for local in (False, True)
     )
     rows = []

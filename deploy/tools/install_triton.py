@@ -46,7 +46,7 @@ def main(environ: Mapping[str, str], report: Report) -> int:
         check_platform()
         install(cached_triton(environ), report)
     except (InstallError, OSError, subprocess.SubprocessError) as error:
-        report(f"triton: not installed, so what needs it is skipped. {error}")
+        report(f"triton: the server is not installed, and what needs it cannot run. {error}")
         return 1
     report(f"triton: {cached_triton(environ).server}")
     return 0

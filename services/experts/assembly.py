@@ -73,7 +73,7 @@ def open_executor(
     has_fallback = settings.triton_fallback == "in_process"
     model = settings.triton_model if settings.triton_model != AUTO else holdings.package_name
     is_local = settings.triton_shared_memory
-    client = TritonShards(settings.triton, model, holdings.values_digest, is_local=is_local)
+    client = TritonShards(settings.triton, model, holdings, is_local=is_local)
     availability = Availability(metrics, None if has_fallback else health)
     tolerance = FAST_TOLERANCE if settings.compute == "fast" else TOLERANCE
     canary = Canary(client, holdings, availability, metrics, tolerance=tolerance)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from services.experts.holdings import Holdings
 from services.experts.shared_memory import ALIGNMENT, SharedRegion
 from understudy.errors import FailedPrecondition, Internal, Unavailable, UnderstudyError
 from understudy.exchange.frame import MAX_MESSAGE_BYTES, Header
@@ -174,12 +175,12 @@ class SharedCalls:
 class TritonShards:
     """The feed-forward shards of one package: what an expert worker asks of Triton."""
 
-    def __init__(self, address: str, model: str, digest: str, *, is_local: bool) -> None:
-        """Ask for `model`, which must be of the weights with `digest` (hex).
+    def __init__(self, address: str, model: str, holdings: Holdings, *, is_local: bool) -> None:
+        """Ask for `model`, which must have the layers and shards of `holdings`.
 
         A local server shares this host's memory: large tensors lie there.
         """
-        self._model, self._digest = TritonModel(address, model), digest
+        self._model, self._holdings = TritonModel(address, model), holdings
         self._shared = SharedCalls(self._model) if is_local else None
 
     def close(self) -> None:
@@ -240,17 +241,28 @@ class TritonShards:
         self.check(timeout_s)
 
     def check(self, timeout_s: float) -> None:
-        """Raise FailedPrecondition naming both digests where the model is of other weights."""
+        """Raise FailedPrecondition naming the digests, layers or shards that do not match."""
         asked = service_pb2.ModelConfigRequest(name=self._model.name)
         with failures():
             config = self._model.stub.ModelConfig(asked, timeout=timeout_s).config
-        digest = config.parameters["config_digest"].string_value
-        if digest != self._digest:
+        theirs = {key: value.string_value for key, value in config.parameters.items()}
+        which, wanted = (
+            f"The model {self._model.name} of Triton at {self._model.address}",
+            self._holdings,
+        )
+        digest = theirs.get("config_digest", "")
+        if digest != wanted.values_digest:
             raise FailedPrecondition(
-                f"The model {self._model.name} of Triton at {self._model.address} has the config"
-                f" digest {digest[:12] or '(none)'}, this worker {self._digest[:12]}; package the"
-                " same weights."
+                f"{which} has the config digest {digest[:12] or '(none)'}, this worker"
+                f" {wanted.values_digest[:12]}; package the same weights."
             )
+        for what, ids in (("layers", wanted.layers), ("shards", wanted.shards)):
+            missing = set(map(str, ids)).difference(theirs.get(what, "").split(","))
+            if missing:
+                raise FailedPrecondition(
+                    f"{which} lacks {what} {', '.join(sorted(missing, key=int))}, which this"
+                    " worker holds; package them too."
+                )
 
 
 @contextmanager

@@ -76,7 +76,9 @@ def export_ffn(
         "num_ffn_shards": config.num_ffn_shards,
     }
     digest = values_digest(model)
-    bundle = Bundle(package_name("ffn", digest, chosen_layers, shards), "ffn", digest, shape)
+    held = {"layers": _listed(chosen_layers), "shards": _listed(shards)}
+    name = package_name("ffn", digest, chosen_layers, shards)
+    bundle = Bundle(name, "ffn", digest, shape, held=held)
     first = [weights[name] for name in list(weights)[:3]]
     has_one_size = all(part.shape in {each.shape for each in first} for part in weights.values())
     program = swiglu_program(first, has_one_size=has_one_size)
@@ -225,6 +227,10 @@ def _units(config: ModelConfig, weights: Weights, layer: int, shard: int) -> dic
         return {str(id_): expert_weights(weights, layer, id_) for id_ in ids}
     size = config.ffn_size // config.num_ffn_shards
     return {DENSE: dense_weights(weights, layer).slice(shard * size, (shard + 1) * size)}
+
+
+def _listed(ids: Sequence[int]) -> str:
+    return ",".join(map(str, ids))
 
 
 def _tensor(part: Matrix) -> Tensor:

@@ -2,12 +2,10 @@
 
 import json
 import os
-import shutil
 import signal
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,50 +15,29 @@ from services.experts.clients import TritonModel, TritonShards
 from services.experts.holdings import Holdings
 from tests.integration.processes import wait_until
 from tests.integration.triton_parts import (
+    TIMEOUT_S,
+    Collector,
     Packaged,
+    asked,
+    copied,
+    greedy,
+    load,
+    loaded_versions,
     make_packages,
     require_installation,
     stub_pids,
 )
 from understudy.errors import DeadlineExceeded, FailedPrecondition, Unavailable, UnderstudyError
-from understudy.exchange.frame import FrameType, Header
+from understudy.exchange.frame import Header
 from understudy.exchange.tensors import Request
 from understudy.local.triton.server import SHARED_MEMORY, TritonServer
-from understudy.model.attention import PackedCausal
-from understudy.model.transformer import Transformer
-from understudy.model.weights import LoadedModel
 from understudy_kernels.package import build
 from understudy_kernels.packaging import remove_version, versions
 from understudy_kernels.packaging.serving.manifest import COMPILED, MANIFEST
 
-TIMEOUT_S = 60.0
 PARENT = f"00-{'7' * 32}-{'8' * 16}-01"
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-
-
-class Collector(ThreadingHTTPServer):
-    """Takes OTLP/HTTP posts, as Triton sends them."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Receive)
-        self.spans: list[dict[str, object]] = []
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-
-class _Receive(BaseHTTPRequestHandler):
-    server: Collector
-
-    def do_POST(self) -> None:
-        posted = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        for resource in posted["resourceSpans"]:
-            for scope in resource["scopeSpans"]:
-                self.server.spans.extend(scope["spans"])
-        self.send_response(200)
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
 
 
 @pytest.fixture(scope="module")
@@ -94,26 +71,10 @@ def server(packaged: Packaged, collector: Collector) -> Iterator[TritonServer]:
 
 @pytest.fixture
 def shards(server: TritonServer, packaged: Packaged) -> Iterator[TritonShards]:
-    shards = TritonShards(
-        server.grpc_address, packaged.dense_name, packaged.dense.digest, is_local=False
-    )
+    holdings = Holdings.take(packaged.dense)
+    shards = TritonShards(server.grpc_address, packaged.dense_name, holdings, is_local=False)
     yield shards
     shards.close()
-
-
-def asked(model: LoadedModel, num_tokens: int, layer: int = 1) -> tuple[Header, Request]:
-    config = model.config
-    generator = torch.Generator().manual_seed(num_tokens)
-    hidden = torch.randn(num_tokens, config.hidden_size, generator=generator)
-    header = Header(
-        FrameType.REQUEST, 0, 0, layer, 0, 0, num_tokens, config.hidden_size,
-        config.num_choices(layer), 0, config.num_ffn_shards,
-    )  # fmt: skip
-    if not config.is_mixture(layer):
-        return header, Request((), hidden, None, None)
-    scores = torch.rand(num_tokens, config.num_experts, generator=generator)
-    weights, ids = scores.topk(config.num_experts_per_token)
-    return header, Request((), hidden, ids, weights)
 
 
 def compute(shards: TritonShards, asked: tuple[Header, Request], traceparent: str = "") -> Tensor:
@@ -125,10 +86,10 @@ def compute(shards: TritonShards, asked: tuple[Header, Request], traceparent: st
 def test_a_dense_feed_forward_is_the_same_in_triton(
     server: TritonServer, packaged: Packaged, num_tokens: int, is_local: bool
 ) -> None:
-    model = packaged.dense
-    shards = TritonShards(server.grpc_address, packaged.dense_name, model.digest, is_local=is_local)
+    model, holdings = packaged.dense, Holdings.take(packaged.dense)
+    shards = TritonShards(server.grpc_address, packaged.dense_name, holdings, is_local=is_local)
     request = asked(model, num_tokens)
-    expected = Holdings.take(model).compute(*request)
+    expected = holdings.compute(*request)
     torch.testing.assert_close(compute(shards, request), expected, rtol=1e-5, atol=1e-5)
     shards.close()
     assert not list(SHARED_MEMORY.glob(f"understudy_experts_{os.getpid()}_*"))
@@ -139,10 +100,10 @@ def test_a_dense_feed_forward_is_the_same_in_triton(
 def test_a_mixture_of_experts_is_the_same_in_triton(
     server: TritonServer, packaged: Packaged, num_tokens: int, layer: int
 ) -> None:
-    model = packaged.mixture
-    shards = TritonShards(server.grpc_address, packaged.mixture_name, model.digest, is_local=False)
+    model, holdings = packaged.mixture, Holdings.take(packaged.mixture)
+    shards = TritonShards(server.grpc_address, packaged.mixture_name, holdings, is_local=False)
     request = asked(model, num_tokens, layer)
-    expected = Holdings.take(model).compute(*request)
+    expected = holdings.compute(*request)
     torch.testing.assert_close(compute(shards, request), expected, rtol=1e-5, atol=1e-5)
     shards.close()
 
@@ -163,16 +124,6 @@ def test_a_whole_model_decodes_several_sequences_in_one_call(
     with pytest.raises(UnderstudyError, match="the model has 256"):
         model.infer((*named[:2], ("steps", torch.tensor([300]))), timeout_s=TIMEOUT_S)
     model.close()
-
-
-def greedy(model: LoadedModel, prompt: list[int], num_steps: int) -> list[int]:
-    transformer, tokens = Transformer(model.config, model.weights), list(prompt)
-    for _ in range(num_steps):
-        row = torch.arange(len(tokens))
-        with torch.inference_mode():
-            hidden = transformer.forward(torch.tensor(tokens), row, PackedCausal([len(tokens)]))
-        tokens.append(int(transformer.logits(hidden[-1:]).argmax()))
-    return tokens[len(prompt) :]
 
 
 def test_the_trace_context_of_a_call_reaches_the_servers_spans(
@@ -239,7 +190,7 @@ def test_a_package_that_does_not_match_is_refused_by_name(
         manifest = json.loads((package / MANIFEST).read_text())
         (package / MANIFEST).write_text(json.dumps(manifest | changes))
         with pytest.raises(Unavailable, match=words):
-            refused(server, "ffn-mismatched")
+            refused(server, packaged, "ffn-mismatched")
 
 
 @pytest.mark.parametrize("name", [COMPILED, MANIFEST])
@@ -249,15 +200,26 @@ def test_a_rubbish_package_is_refused_and_the_server_goes_on(
     with copied(packaged, "ffn-rubbish") as package:
         (package / name).write_bytes(b"rubbish")
         with pytest.raises(Unavailable, match=name):
-            refused(server, "ffn-rubbish")
+            refused(server, packaged, "ffn-rubbish")
     compute(shards, asked(packaged.dense, 1))
 
 
 def test_a_model_of_other_weights_is_refused_with_both_digests(
     server: TritonServer, packaged: Packaged
 ) -> None:
-    other = TritonShards(server.grpc_address, packaged.dense_name, "ef" * 32, is_local=False)
+    wanted = replace(Holdings.take(packaged.dense), values_digest="ef" * 32)
+    other = TritonShards(server.grpc_address, packaged.dense_name, wanted, is_local=False)
     with pytest.raises(FailedPrecondition, match=r"config digest \w+, this worker efefefefefef"):
+        other.check(TIMEOUT_S)
+    other.close()
+
+
+def test_a_model_that_lacks_what_the_worker_holds_is_refused_by_layer(
+    server: TritonServer, packaged: Packaged
+) -> None:
+    wanted = replace(Holdings.take(packaged.dense), layers=range(2, 5))
+    other = TritonShards(server.grpc_address, packaged.dense_name, wanted, is_local=False)
+    with pytest.raises(FailedPrecondition, match="lacks layers 3, 4, which this worker holds"):
         other.check(TIMEOUT_S)
     other.close()
 
@@ -281,50 +243,9 @@ def test_a_stub_that_died_fails_calls_while_its_model_is_ready_and_loading_again
     compute(shards, request)
 
 
-class copied:  # noqa: N801  # reads as a phrase
-    """The dense package under another name, for as long as the block."""
-
-    def __init__(self, packaged: Packaged, name: str) -> None:
-        self._source = packaged.repository / packaged.dense_name
-        self._target = packaged.repository / name
-
-    def __enter__(self) -> Path:
-        newest = sorted(self._source.glob("[0-9]*"))[-1]
-        shutil.copytree(newest, self._target / "1")
-        config = (self._source / "config.pbtxt").read_text()
-        (self._target / "config.pbtxt").write_text(
-            config.replace(self._source.name, self._target.name)
-        )
-        return self._target / "1"
-
-    def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self._target)
-
-
-def refused(server: TritonServer, name: str) -> None:
-    shards = TritonShards(server.grpc_address, name, "ab" * 32, is_local=False)
+def refused(server: TritonServer, packaged: Packaged, name: str) -> None:
+    shards = TritonShards(server.grpc_address, name, Holdings.take(packaged.dense), is_local=False)
     try:
         shards.reload(TIMEOUT_S)
     finally:
         shards.close()
-
-
-def load(server: TritonServer, name: str) -> None:
-    from tritonclient.grpc import service_pb2
-
-    model = TritonModel(server.grpc_address, name)
-    model.stub.RepositoryModelLoad(
-        service_pb2.RepositoryModelLoadRequest(model_name=name), timeout=TIMEOUT_S
-    )
-    model.close()
-
-
-def loaded_versions(server: TritonServer, name: str) -> set[int]:
-    from tritonclient.grpc import service_pb2
-
-    model = TritonModel(server.grpc_address, name)
-    index = model.stub.RepositoryIndex(
-        service_pb2.RepositoryIndexRequest(ready=True), timeout=TIMEOUT_S
-    )
-    model.close()
-    return {int(entry.version) for entry in index.models if entry.name == name}

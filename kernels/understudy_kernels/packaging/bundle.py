@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final, Self
 
@@ -37,6 +37,8 @@ class Bundle:
     """Dimensions of the model that the runtime needs."""
     weight_names: tuple[str, ...] = ()
     """Weights in the order in which the program takes them; empty where they change per call."""
+    held: Mapping[str, str] = field(default_factory=dict)
+    """What of the model is inside, in the exporter's words; callers of the server can read it."""
     program_digest: str = ""
     """Digest (hex) of the program: bundles of equal programs share one compilation."""
 
@@ -47,7 +49,8 @@ class Bundle:
             raw = json.loads(text)
             bundle = cls(**{**raw, "weight_names": tuple(raw["weight_names"])})
             sizes_are_whole = all(isinstance(size, int) for size in bundle.shape.values())
-            if bundle.kind not in KINDS or not sizes_are_whole:
+            words_are_text = all(isinstance(word, str) for word in bundle.held.values())
+            if bundle.kind not in KINDS or not sizes_are_whole or not words_are_text:
                 raise ValueError(bundle.kind)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise FailedPrecondition(f"{source} is no bundle: {error!r}.") from error

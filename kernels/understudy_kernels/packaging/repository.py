@@ -93,6 +93,7 @@ def triton_config(bundle: Bundle, threads: int) -> str:
     parameters = {
         "config_digest": bundle.config_digest,
         "threads": str(threads),
+        **bundle.held,
         **{name: str(size) for name, size in bundle.shape.items()},
     }
     lines = [

@@ -4,12 +4,16 @@ import os
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
 
+from services.experts.metrics import ExpertsMetrics
 from understudy.errors import FailedPrecondition
+from understudy.local.state import PlatformState, ServiceState
 from understudy.local.triton import packages, server
 from understudy.local.triton.installation import cached_triton, find_triton, require_triton
 from understudy.local.triton.packages import ensure_ffn_package
 from understudy.local.triton.settings import TritonSettings
+from understudy.local.triton.share import read_share, triton_share
 
 
 def test_a_server_that_was_not_unpacked_is_named_with_the_remedy(tmp_path: Path) -> None:
@@ -83,3 +87,22 @@ def test_what_the_export_says_is_passed_on(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(b"no weights")
     with pytest.raises(FailedPrecondition, match=r"services\.experts\.export .* ended with 1"):
         ensure_ffn_package(str(tmp_path / "m.gguf"), tmp_path / "repository")
+
+
+def test_the_share_of_triton_is_added_up_over_the_workers() -> None:
+    registries = [CollectorRegistry() for _ in range(2)]
+    for registry in registries:
+        metrics = ExpertsMetrics.on(registry)
+        metrics.executed.labels(place="triton").inc(600)
+        metrics.executed.labels(place="in_process").inc(5)
+        metrics.fallbacks.inc(2)
+    texts = (generate_latest(registry).decode() for registry in registries)
+    assert str(read_share(texts)) == (
+        "Triton computed 1,200 of 1,210 feed-forwards of the LLM; it was to compute 4 more, which"
+        " the expert workers did themselves."
+    )
+
+
+def test_without_a_triton_server_there_is_no_share() -> None:
+    state = PlatformState(pid=1, started="now", services=[ServiceState("experts-0")])
+    assert triton_share(state) is None
