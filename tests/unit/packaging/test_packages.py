@@ -39,7 +39,7 @@ SHAPE = {
     "num_experts_per_token": 0,
     "num_ffn_shards": 2,
 }
-DENSE = Bundle("ffn-x", "ffn", DIGEST, SHAPE, (), "cd" * 32)
+DENSE = Bundle("ffn-x", "ffn", DIGEST, SHAPE, program_digest="cd" * 32)
 
 
 @pytest.fixture
