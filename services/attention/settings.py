@@ -29,10 +29,11 @@ class AttentionSettings:
     activations to int8 before they meet quantised weights, `reference` is plain torch over expanded
     weights and serves where kernels cannot be compiled. With `remote` feed-forwards the expert
     workers' must be the same. Decision 0008 tells what each promises."""
-    weights_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    weights_dtype: Literal["float32", "bfloat16", "float16", "int8", "int4"] = "float32"
     """Type that matrices of 32 bits are kept in; with `remote` feed-forwards the expert workers'
-    must be the same. 16 bits halve the memory, sums are of float32 either way. Quantised matrices
-    keep their format, except for `reference`."""
+    must be the same. 16 bits halve the memory; int8 and int4, with a scale for every 32 inputs,
+    take a quarter and an eighth of it. Matrices of a smaller type keep the file's format, except
+    for `reference`."""
     kv_dtype: Literal["float32", "bfloat16", "float16", "int8"] = "float32"
     """Type that keys and values are cached in; int8 has a scale per token and head."""
     token_budget: int = 256

@@ -23,7 +23,7 @@ from services.experts.worker import ExpertWorker
 from understudy.errors import FailedPrecondition
 from understudy.model.decoder import resolve_compute
 from understudy.model.locate import locate_model
-from understudy.model.weights import MATRIX_DTYPES, load_model
+from understudy.model.weights import load_model
 from understudy.serving import HealthState
 
 
@@ -90,6 +90,6 @@ def load_holdings(settings: ExpertsSettings) -> Holdings:
     """Load the model that the settings name and keep the shards that they say."""
     layers = parse_ids(settings.layers, f"{PREFIX}LAYERS")
     expert_ids = parse_ids(settings.expert_ids, f"{PREFIX}EXPERT_IDS")
-    dtype = MATRIX_DTYPES[settings.weights_dtype]
-    model = load_model(locate_model(settings.model), dtype, resolve_compute(settings.compute))
+    path, compute = locate_model(settings.model), resolve_compute(settings.compute)
+    model = load_model(path, settings.weights_dtype, compute)
     return Holdings.take(model, layers, expert_ids)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Final, get_args
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ from understudy.model.ffn import (
 from understudy.model.linear import Matrix, Plain, Weights
 from understudy.model.locate import locate_model
 from understudy.model.transformer import Transformer
-from understudy.model.weights import MATRIX_DTYPES, LoadedModel, load_model
+from understudy.model.weights import LoadedModel, MatrixType, load_model
 from understudy_kernels.packaging.bundle import Bundle, write_bundle
 from understudy_kernels.packaging.serving.runtime import DENSE
 
@@ -247,13 +247,13 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--expert-ids", default="all", help="experts or shards of an ffn bundle")
     parser.add_argument(
         "--weights-dtype",
-        choices=tuple(MATRIX_DTYPES),
+        choices=get_args(MatrixType),
         default="float32",
         help="type that matrices of 32 bits are rounded to, as the expert worker's setting",
     )
     chosen = parser.parse_args(arguments)
     try:
-        model = load_model(locate_model(chosen.model), MATRIX_DTYPES[chosen.weights_dtype])
+        model = load_model(locate_model(chosen.model), chosen.weights_dtype)
         if chosen.kind == "decoder":
             bundle = export_decoder(model, chosen.bundle)
         else:

@@ -30,7 +30,7 @@ class ExpertsSettings:
     """Torch threads; 1 by default because the other workers of the machine need the rest."""
     compute: Literal["exact", "fast", "reference"] = "exact"
     """Arithmetic, the same as the attention workers': their setting tells what each means."""
-    weights_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    weights_dtype: Literal["float32", "bfloat16", "float16", "int8", "int4"] = "float32"
     """Type that matrices of 32 bits are kept in; the attention workers' must be the same."""
     executor: Literal["in_process", "triton"] = "in_process"
     """Who computes. Triton's sums are ours up to rounding, so `exact` is then equal up to that;

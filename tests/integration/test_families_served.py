@@ -112,7 +112,7 @@ async def test_latents_of_every_type_answer_and_16_bit_weights_serve(
     kv_dtype: str, tmp_path: Path
 ) -> None:
     _write(tmp_path, ALL["deepseek_v3"])
-    half = load_model(tmp_path, torch.bfloat16)
+    half = load_model(tmp_path, "bfloat16")
 
     async with _session(tmp_path, kv_dtype=kv_dtype, weights_dtype="bfloat16") as router:
         answers = await _answers(router)
@@ -127,7 +127,7 @@ async def test_workers_that_keep_other_types_of_weights_are_not_used(tmp_path: P
 
     async with AsyncExitStack() as stack:
         fleet = Fleet(stack)
-        await fleet.add_worker(load_model(tmp_path, torch.bfloat16))
+        await fleet.add_worker(load_model(tmp_path, "bfloat16"))
         _, _, controller = await fleet.control()
         remote = RemoteExperts(loaded.config, loaded.ffn_digest, controller, "llm")
         stack.push_async_callback(asyncio.to_thread, remote.close)

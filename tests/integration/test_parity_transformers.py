@@ -1,5 +1,6 @@
 """The shipped LLM, decoded by our forward pass over paged KV, against Hugging Face transformers."""
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,9 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
+from understudy.model.decoder import Compute, Decoder, make_decoder, resolve_compute
 from understudy.model.locate import locate_model
-from understudy.model.paged import PagedContext, PagedKv, PagedSequence
-from understudy.model.transformer import Transformer
+from understudy.model.paged import PagedKv, PagedSequence
 from understudy.model.weights import LoadedModel, load_model
 from understudy.text.tokenizer import Tokenizer
 
@@ -53,25 +54,38 @@ PROMPTS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def prompts() -> list[list[int]]:
+    tokenizer = Tokenizer.from_gguf(locate_model("smollm2"))
+    return [tokenizer.encode(prompt) for prompt in PROMPTS]
+
+
+@pytest.fixture(scope="module")
+def continued(prompts: list[list[int]]) -> list[list[int]]:
+    with warnings.catch_warnings():
+        # Loading a GGUF file inside transformers trips over its own deprecations, not ours.
+        warnings.simplefilter("ignore")
+        return _continue_with_transformers(locate_model("smollm2"), prompts)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(480)
-# Loading a GGUF file inside transformers trips over its own deprecations; they are not ours.
-@pytest.mark.filterwarnings("ignore")
-def test_twenty_greedy_continuations_equal_transformers() -> None:
-    path = locate_model("smollm2")
-    tokenizer = Tokenizer.from_gguf(path)
-    prompts = [tokenizer.encode(prompt) for prompt in PROMPTS]
+@pytest.mark.parametrize("compute", ["exact", "reference"])
+def test_twenty_greedy_continuations_equal_transformers(
+    compute: Compute, prompts: list[list[int]], continued: list[list[int]]
+) -> None:
+    loaded = load_model(locate_model("smollm2"), compute=resolve_compute(compute))
 
-    ours = _continue_paged(load_model(path), prompts)
-    theirs = _continue_with_transformers(path, prompts)
+    ours = _continue_paged(loaded, prompts)
 
     assert len(ours) == len(PROMPTS)
-    for prompt, actual, expected in zip(PROMPTS, ours, theirs, strict=True):
+    for prompt, actual, expected in zip(PROMPTS, ours, continued, strict=True):
         assert actual == expected, prompt
 
 
 def _continue_paged(loaded: LoadedModel, prompts: list[list[int]]) -> list[list[int]]:
-    model, blocks_each = Transformer(loaded.config, loaded.weights), -(-256 // BLOCK_SIZE)
+    model = make_decoder(loaded.config, loaded.stored, None, loaded.compute)
+    blocks_each = -(-256 // BLOCK_SIZE)
     kv = PagedKv(loaded.config, blocks_each * len(prompts), BLOCK_SIZE)
     tables = [list(range(i * blocks_each, (i + 1) * blocks_each)) for i in range(len(prompts))]
     texts, cached = [list(prompt) for prompt in prompts], [0] * len(prompts)
@@ -88,12 +102,11 @@ def _continue_paged(loaded: LoadedModel, prompts: list[list[int]]) -> list[list[
 
 
 def _step(
-    model: Transformer, kv: PagedKv, texts: list[list[int]], sequences: list[PagedSequence]
+    model: Decoder, kv: PagedKv, texts: list[list[int]], sequences: list[PagedSequence]
 ) -> list[int]:
     pairs = list(zip(texts, sequences, strict=True))
     tokens = [token for text, sequence in pairs for token in text[sequence.num_cached :]]
-    positions = torch.cat([torch.arange(s.num_cached, s.end) for s in sequences])
-    hidden = model.forward(torch.tensor(tokens), positions, PagedContext(kv, sequences))
+    hidden = model.advance(torch.tensor(tokens), kv, sequences)
     last_rows = torch.tensor([s.num_new for s in sequences]).cumsum(0) - 1
     chosen: list[int] = model.logits(hidden[last_rows]).argmax(-1).tolist()
     return chosen

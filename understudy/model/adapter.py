@@ -8,17 +8,17 @@ adapter it names. An adapter's layer is an attention: LongCat has two of them in
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Final
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from understudy.errors import FailedPrecondition, Internal
 from understudy.model.config import ModelConfig
+from understudy.model.linear import Matrix, Plain
 from understudy.model.safetensors_io import read_file, write_file
 from understudy.model.shapes import attention_shapes
 
@@ -30,7 +30,8 @@ FORMAT: Final = "understudy-lora-1"
 class Adapter:
     """A low-rank change of the attention projections: `scale * up @ down` added to each.
 
-    `tensors` maps `layers.<i>.<projection>.down` (rank, in) and `.up` (out, rank).
+    `tensors` maps `layers.<i>.<projection>.down` (rank, in) and `.up` (out, rank); `packed` has
+    them as a compiled model multiplies them, where one does.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Adapter:
     alpha: float
     base_digest: str
     tensors: Mapping[str, Tensor]
+    packed: Mapping[str, Matrix] = field(default_factory=dict)
 
     @property
     def scale(self) -> float:
@@ -55,10 +57,13 @@ class Adapter:
             state.update(self.tensors[key].detach().float().contiguous().numpy().tobytes())
         return state.hexdigest()
 
-    def factors(self, layer: int, projection: str) -> tuple[Tensor, Tensor]:
+    def factors(self, layer: int, projection: str) -> tuple[Matrix, Matrix]:
         """Return `down` (rank, in) and `up` (out, rank) of one projection."""
         prefix = f"layers.{layer}.{projection}"
-        return self.tensors[f"{prefix}.down"], self.tensors[f"{prefix}.up"]
+        return self._factor(f"{prefix}.down"), self._factor(f"{prefix}.up")
+
+    def _factor(self, key: str) -> Matrix:
+        return self.packed[key] if self.packed else Plain(self.tensors[key])
 
 
 def adapter_shapes(config: ModelConfig, rank: int) -> Iterator[tuple[str, tuple[int, int]]]:
@@ -183,7 +188,6 @@ class AdapterBatch:
             down, up = group.adapter.factors(layer, projection)
             rows = group.rows
             chosen = hidden if rows is None else hidden.index_select(0, rows)
-            low = functional.linear(chosen, down) * group.adapter.scale
-            change = functional.linear(low, up)
+            change = up.multiply(down.multiply(chosen) * group.adapter.scale)
             output = output + change if rows is None else output.index_add(0, rows, change)
         return output

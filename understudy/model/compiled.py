@@ -21,7 +21,7 @@ from understudy.model.kv_planes import Plane
 from understudy.model.linear import Linear, Weights, linear, matrix, vector
 from understudy.model.packed import weight_of
 from understudy.model.paged import PagedKv, PagedSequence
-from understudy.model.rope import Angles, Rotary
+from understudy.model.rope import Angles, AngleTable, Rotary
 from understudy.model.sampling import Sampled, SamplingParams, uniform
 from understudy.model.shapes import layer_prefix
 from understudy_kernels import CacheView, DecoderLayers, Rows, ops
@@ -80,7 +80,7 @@ class CompiledDecoder:
         self._whole = None
         if local is not None and not config.is_moe:
             self._whole = _whole(config, self._layers, local)
-        self._rotary = Rotary(config)
+        self._angles = AngleTable(Rotary(config))
         self._scale = config.head_dim**-0.5
         self._embedding = matrix(weights, "model.embed_tokens.weight")
         self._norm = vector(weights, "model.norm.weight")
@@ -225,13 +225,13 @@ class CompiledDecoder:
         owners = np.repeat(np.arange(len(sequences), dtype=np.int32), counts)
         positions = np.concatenate([np.arange(s.num_cached, s.end) for s in sequences])
         slots = tables[owners, positions // size].astype(np.int64) * size + positions % size
-        cosine, sine = self._rotary.angles(torch.from_numpy(positions))
+        angles = self._angles.rows(torch.from_numpy(positions), max(ends) - 1)
         rows = Rows(
             torch.from_numpy(tables),
             torch.from_numpy(owners),
             torch.from_numpy((positions + 1).astype(np.int32)),
         )
-        return _Step((cosine.squeeze(1), sine.squeeze(1)), torch.from_numpy(slots), rows)
+        return _Step(angles, torch.from_numpy(slots), rows)
 
 
 def _view(plane: Plane, layer: int) -> CacheView:
@@ -265,9 +265,19 @@ def _layer(config: ModelConfig, weights: Weights, index: int, experts: Experts) 
 
 def _whole(config: ModelConfig, layers: Sequence[_Layer], local: LocalExperts) -> DecoderLayers:
     """Return all layers as the one operator takes them."""
-    whole = DecoderLayers(
-        weights=[],
-        formats=[],
+    weights: list[Tensor] = []
+    formats: list[int] = []
+    for index, layer in enumerate(layers):
+        shards = [local.shards.dense(index, shard) for shard in range(config.num_ffn_shards)]
+        projections = (layer.query, layer.key, layer.value, layer.output)
+        attention = [weight_of(projection.matrix) for projection in projections]
+        ffn = [weight_of(m) for shard in shards for m in (shard.gate, shard.up, shard.down)]
+        weights += [layer.norm, *(weight.data for weight in attention), layer.ffn_norm]
+        weights += [weight.data for weight in ffn]
+        formats += [int(weight.format) for weight in (*attention, *ffn)]
+    return DecoderLayers(
+        weights=weights,
+        formats=formats,
         biases=[layer.bias for layer in layers if layer.bias is not None],
         head_norms=[norm for layer in layers for norm in layer.head_norms or ()],
         num_heads=config.num_heads,
@@ -275,12 +285,3 @@ def _whole(config: ModelConfig, layers: Sequence[_Layer], local: LocalExperts) -
         eps=config.rms_norm_eps,
         num_shards=config.num_ffn_shards,
     )
-    for index, layer in enumerate(layers):
-        shards = [local.shards.dense(index, shard) for shard in range(config.num_ffn_shards)]
-        projections = (layer.query, layer.key, layer.value, layer.output)
-        attention = [weight_of(projection.matrix) for projection in projections]
-        ffn = [weight_of(m) for shard in shards for m in (shard.gate, shard.up, shard.down)]
-        whole.weights += [layer.norm, *(weight.data for weight in attention), layer.ffn_norm]
-        whole.weights += [weight.data for weight in ffn]
-        whole.formats += [int(weight.format) for weight in (*attention, *ffn)]
-    return whole

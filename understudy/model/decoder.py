@@ -12,7 +12,7 @@ from typing import Final, Literal, Protocol
 
 from torch import Tensor
 
-from understudy.model.adapter import AdapterBatch
+from understudy.model.adapter import Adapter, AdapterBatch
 from understudy.model.config import ModelConfig
 from understudy.model.ffn import Experts
 from understudy.model.linear import Weights
@@ -87,3 +87,12 @@ def make_decoder(
     if is_compilable(config):
         return CompiledDecoder(config, weights, experts, is_exact=compute == "exact")
     return Transformer(config, weights, experts)
+
+
+def prepare_adapter(adapter: Adapter, compute: Compute) -> Adapter:
+    """Return the adapter as a model of that arithmetic multiplies it."""
+    if compute == "reference":
+        return adapter
+    from understudy.model.packed import pack_adapter
+
+    return pack_adapter(adapter)

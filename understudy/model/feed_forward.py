@@ -9,11 +9,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from understudy.model.config import ModelConfig
 from understudy.model.ffn import Experts, FfnWeights, Gates, PendingHidden, ffn_shard
-from understudy.model.gating import choose_experts
+from understudy.model.gating import choose_experts, sigmoid
 from understudy.model.linear import Weights, linear, vector
 
 
@@ -63,7 +62,7 @@ class FeedForward:
         shared = ffn_shard(self._shared, hidden)
         if self._shared_gate is None:
             return shared
-        return functional.sigmoid(self._shared_gate(hidden)) * shared
+        return sigmoid(self._shared_gate(hidden)) * shared
 
 
 @dataclass(frozen=True, slots=True)

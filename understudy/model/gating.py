@@ -1,13 +1,18 @@
 """The gate of a mixture: scores to chosen experts and weights, by the rule of the family."""
 
+from typing import Final
+
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from understudy.model.ffn import Gates
 from understudy.model.traits import GateRule
 
 # As in DeepSeek-V3's own code; it only matters where every chosen score has underflown.
 LEAST_SUM = 1e-20
+WHOLE_LANES: Final = 64
+ROWS_OF_A_THREAD: Final = 64
 
 
 def choose_experts(
@@ -24,7 +29,7 @@ def choose_experts(
     if rule.scoring == "softmax":
         scores = logits.softmax(dim=-1, dtype=torch.float32)
     else:
-        scores = logits.float().sigmoid()
+        scores = sigmoid(logits.float())
     ranked = scores if bias is None else scores + bias
     if rule.num_groups > 1:
         ranked = _within_best_groups(rule, ranked)
@@ -36,6 +41,17 @@ def choose_experts(
     if rule.is_normalised:
         weights = weights / (weights.sum(dim=-1, keepdim=True) + LEAST_SUM)
     return Gates(ids, weights if rule.scale == 1.0 else weights * rule.scale)
+
+
+def sigmoid(logits: Tensor) -> Tensor:
+    """Return the sigmoid of (T, N), each row to the same bits however many rows there are.
+
+    Torch computes what does not fill its vector registers with another exponential, and cuts large
+    tensors between threads anywhere.
+    """
+    width = logits.shape[1]
+    padded = functional.pad(logits, (0, -width % WHOLE_LANES))
+    return torch.cat([rows.sigmoid() for rows in padded.split(ROWS_OF_A_THREAD)])[:, :width]
 
 
 def _within_best_groups(rule: GateRule, ranked: Tensor) -> Tensor:

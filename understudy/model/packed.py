@@ -4,19 +4,24 @@ For inference only: no gradient flows through them. Cutting one apart moves its 
 runs through a block, the part is kept in a float format with the same values.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from understudy.errors import Internal
+from understudy.model.adapter import Adapter
 from understudy.model.gguf import GgufBlocks
 from understudy.model.linear import Matrix, swiglu
 from understudy.model.safetensors_io import Int8Rows
 from understudy_kernels import Format, PackedFfn, PackedLinear, ops
 from understudy_kernels.formats import BLOCK, LANES, num_groups
-from understudy_kernels.packing import pack_dense, pack_gguf
+from understudy_kernels.packing import pack_dense, pack_gguf, quantise_int4, quantise_int8
 from understudy_kernels.reference.unpack import DTYPES, unpack
+
+QUANTISERS: Final = {"int8": quantise_int8, "int4": quantise_int4}
+ROUNDED: Final = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,19 +87,47 @@ class Packed:
         return Packed(pack_dense(values.to(dtype)), self.is_exact)
 
 
-def pack(name: str, stored: Tensor | GgufBlocks | Int8Rows, *, is_exact: bool) -> Packed:
-    """Return the matrix `name` as the kernels read it, every value as the file has it.
+def pack(
+    name: str,
+    stored: Tensor | GgufBlocks | Int8Rows,
+    kept_as: str = "float32",
+    *,
+    is_exact: bool,
+) -> Packed:
+    """Return the matrix `name` as the kernels read it.
 
-    Int8 rows are the exception: their scale is rounded to float16. Raises FailedPrecondition naming
-    the tensor where it holds what is not a finite number.
+    Tensors are rounded to `kept_as`, a `MatrixType` (to int8 and int4 where their inputs fill
+    blocks); other values stay as the file has them, but for the scales of int8 rows, which are
+    rounded to float16. Raises FailedPrecondition naming the tensor where it holds what is not a
+    finite number.
     """
     if isinstance(stored, Tensor):
-        return Packed(pack_dense(stored, name), is_exact)
+        return Packed(_pack_tensor(name, stored, kept_as), is_exact)
     if isinstance(stored, GgufBlocks):
         return Packed(pack_gguf(stored.raw, Format[stored.kind.name], name), is_exact)
     if stored.values.shape[1] % BLOCK:
         return Packed(pack_dense(stored.dense(), name), is_exact)
     return Packed(pack_gguf(_blocks_of(stored), Format.Q8_0, name), is_exact)
+
+
+def _pack_tensor(name: str, tensor: Tensor, kept_as: str) -> PackedLinear:
+    quantise = QUANTISERS.get(kept_as)
+    if quantise is not None and tensor.shape[1] % BLOCK == 0:
+        return quantise(tensor, name=name)
+    rounded = tensor.to(ROUNDED.get(kept_as, tensor.dtype))
+    return pack_dense(rounded, name)
+
+
+def pack_adapter(adapter: Adapter) -> Adapter:
+    """Return the adapter in the kernels' layout: float32, whatever the model's arithmetic.
+
+    Rows of one adapter are multiplied together; through torch, a row would notice the others.
+    """
+    packed = {
+        key: Packed(pack_dense(tensor.float(), key), is_exact=True)
+        for key, tensor in adapter.tensors.items()
+    }
+    return replace(adapter, packed=packed)
 
 
 def weight_of(matrix: Matrix) -> PackedLinear:

@@ -6,6 +6,7 @@ means the frequencies of a sequence that ends at the position.
 """
 
 import math
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from understudy.model.config import ModelConfig
 from understudy.model.traits import RopeScaling
 
+RUN: Final = 256
 Angles = tuple[Tensor, Tensor]
 """Cosine and sine, each (T, 1, rotary_dim / 2)."""
 
@@ -45,6 +47,30 @@ class Rotary:
         exponents = _exponents(self._dim).to(positions.device)
         inverse: Tensor = 1.0 / theta.float() ** exponents
         return inverse
+
+
+class AngleTable:
+    """The angles of every position up to the largest that was asked for.
+
+    Filled in runs of one size, so that a position's angles have the same bits whichever rows it is
+    asked for with: torch computes what does not fill its registers with another cosine.
+    """
+
+    def __init__(self, rotary: Rotary) -> None:
+        self._rotary = rotary
+        self._cosine, self._sine = self._run(0)
+
+    def rows(self, positions: Tensor, largest: int) -> Angles:
+        """Return cosine and sine (T, rotary_dim / 2) of `positions` (T,), none above `largest`."""
+        while largest >= self._cosine.shape[0]:
+            cosine, sine = self._run(self._cosine.shape[0])
+            self._cosine = torch.cat((self._cosine, cosine))
+            self._sine = torch.cat((self._sine, sine))
+        return self._cosine[positions], self._sine[positions]
+
+    def _run(self, start: int) -> Angles:
+        cosine, sine = self._rotary.angles(torch.arange(start, start + RUN))
+        return cosine.squeeze(1), sine.squeeze(1)
 
 
 def rotate(states: Tensor, angles: Angles) -> Tensor:

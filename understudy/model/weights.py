@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,12 +25,13 @@ from understudy.model.safetensors_io import (
 )
 from understudy.model.shapes import expected_shapes
 
-MATRIX_DTYPES: Final = {
+MatrixType = Literal["float32", "bfloat16", "float16", "int8", "int4"]
+"""What matrices of 32 bits are kept as; the last two with a scale for every 32 inputs of a row."""
+MATRIX_DTYPES: Final[Mapping[str, torch.dtype]] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-"""Types that plain matrices are kept in."""
 READ_SIZE_BYTES: Final = 1 << 20
 STACKED_PATTERN: Final = re.compile(r"(.+\.mlp\.experts)\.((?:gate|up|down)_proj\.weight)")
 Value = TypeVar("Value", Tensor, Tensor | Int8Rows)
@@ -50,7 +51,7 @@ class LoadedModel:
     weights: Mapping[str, Tensor]
     digest: str
     packed: Mapping[str, Matrix] = field(default_factory=dict)
-    matrix_dtype: torch.dtype = torch.float32
+    matrix_type: MatrixType = "float32"
     compute: Compute = "reference"
 
     @property
@@ -64,9 +65,9 @@ class LoadedModel:
     @property
     def numerics(self) -> str:
         """How results are rounded, as a word; empty for plain torch over float32."""
-        dtype = "" if self.matrix_dtype == torch.float32 else str(self.matrix_dtype)
+        kept = "" if self.matrix_type == "float32" else self.matrix_type
         compute = "" if self.compute == "reference" else self.compute
-        return "|".join(filter(None, (dtype, compute)))
+        return "|".join(filter(None, (kept, compute)))
 
     @property
     def stored(self) -> Weights:
@@ -75,35 +76,35 @@ class LoadedModel:
 
 
 def load_model(
-    path: Path, matrix_dtype: torch.dtype = torch.float32, compute: Compute = "reference"
+    path: Path, matrix_type: MatrixType = "float32", compute: Compute = "reference"
 ) -> LoadedModel:
     """Load a `.gguf` file, or a directory with `config.json` and safetensors.
 
-    For `reference`, matrices are tensors of `matrix_dtype`; 16-bit ones are computed with in
-    float32 (LayerCast). For the other modes they are packed for the kernels in the file's own
-    format, floats wider than `matrix_dtype` rounded to it. Raises FailedPrecondition naming the
-    file and the tensor that is missing, misshapen, unknown or not finite, and the family where it
-    is not known.
+    For `reference`, matrices are tensors of `matrix_type`; 16-bit ones are computed with in
+    float32 (LayerCast), int8 and int4 ones expanded. For the other modes they are packed for the
+    kernels in the file's own format, those of 32 bits rounded to `matrix_type`. Raises
+    FailedPrecondition naming the file and the tensor that is missing, misshapen, unknown or not
+    finite, and the family where it is not known.
     """
     if compute != "reference":
-        return _load_packed(path, matrix_dtype, compute)
+        return _load_packed(path, matrix_type, compute)
     weights: dict[str, Tensor] = {}
     if path.suffix == ".gguf":
         config, tensors = read_gguf(path)
         files = [path]
         for name, tensor in tensors:
-            weights[name] = _kept(name, tensor, matrix_dtype)
+            weights[name] = _kept(name, tensor, matrix_type)
     else:
         config = read_config(path)
         files = weight_files(path)
         for file in files:
             for name, tensor in canonical_tensors(config, read_file(file)[0]):
-                weights[name] = _kept(name, tensor, matrix_dtype)
+                weights[name] = _kept(name, tensor, matrix_type)
     check_weights(config, weights, path.name)
-    return LoadedModel(config, weights, _digest(config, files), matrix_dtype=matrix_dtype)
+    return LoadedModel(config, weights, _digest(config, files), matrix_type=matrix_type)
 
 
-def _load_packed(path: Path, matrix_dtype: torch.dtype, compute: Compute) -> LoadedModel:
+def _load_packed(path: Path, matrix_type: MatrixType, compute: Compute) -> LoadedModel:
     from understudy.model.packed import pack
 
     vectors: dict[str, Tensor] = {}
@@ -114,16 +115,14 @@ def _load_packed(path: Path, matrix_dtype: torch.dtype, compute: Compute) -> Loa
         if isinstance(value, Tensor) and value.dim() == 1:
             vectors[name] = value.float()
             continue
-        kept = value
-        if isinstance(value, Tensor):
-            # 16 bits stay 16 bits: wider ones hold the same values.
-            is_wide = value.dtype == torch.float32
-            kept = _kept(name, value, matrix_dtype) if is_wide else value
-        packed[name] = pack(name, kept, is_exact=compute == "exact")
+        # 16 bits stay 16 bits: wider ones hold the same values.
+        is_wide = isinstance(value, Tensor) and value.dtype == torch.float32
+        kept_as = matrix_type if is_wide and _is_rounded(name) else "float32"
+        packed[name] = pack(name, value, kept_as, is_exact=compute == "exact")
     _check_names(expected, {**vectors, **packed}, path.name)
     _check_finite(vectors, path.name)
     digest = _digest(config, files)
-    return LoadedModel(config, vectors, digest, packed, matrix_dtype, compute)
+    return LoadedModel(config, vectors, digest, packed, matrix_type, compute)
 
 
 def _open_stored(
@@ -202,10 +201,19 @@ def canonical_tensors(
             yield name, tensor
 
 
-def _kept(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def _kept(name: str, tensor: Tensor, matrix_type: MatrixType) -> Tensor:
+    if tensor.dim() == 1 or not _is_rounded(name) or matrix_type == "float32":
+        return tensor
+    if matrix_type in MATRIX_DTYPES:
+        return tensor.to(MATRIX_DTYPES[matrix_type])
+    from understudy.model.packed import pack
+
+    return pack(name, tensor, matrix_type, is_exact=True).dense()
+
+
+def _is_rounded(name: str) -> bool:
     # A gate is small, and rounding it changes which experts are chosen.
-    is_matrix = tensor.dim() > 1 and not name.endswith(".mlp.gate.weight")
-    return tensor.to(dtype) if is_matrix else tensor
+    return not name.endswith(".mlp.gate.weight")
 
 
 def _digest(config: ModelConfig, files: list[Path]) -> str:

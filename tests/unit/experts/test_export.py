@@ -95,7 +95,7 @@ def test_packed_weights_are_exported_with_their_values_and_the_same_name(tmp_pat
 
 def test_rounded_weights_stay_rounded_and_are_another_package(tmp_path: Path):
     save_model(tmp_path / "model", DENSE, seeded(DENSE).weights)
-    model = load_model(tmp_path / "model", torch.bfloat16)
+    model = load_model(tmp_path / "model", "bfloat16")
     bundle = export_ffn(model, tmp_path / "rounded")
     written = load_file(tmp_path / "rounded" / "weights.safetensors")
     assert written["0.0.dense.gate"].dtype == torch.bfloat16

@@ -1,14 +1,16 @@
 """Writes GGUF files as llama.cpp's converter does."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import gguf
+import numpy as np
 import torch
 from torch import Tensor
 
 from understudy.model.config import ModelConfig
 
+Encode = Callable[[np.ndarray, gguf.GGMLQuantizationType], np.ndarray]
 LAYER_NAMES = {
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
@@ -81,8 +83,9 @@ def write_gguf(
     config: ModelConfig,
     named: Mapping[str, Tensor],
     kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
+    encode: Encode = gguf.quants.quantize,
 ) -> None:
-    """Write a GGUF file; `kind` applies to matrices."""
+    """Write a GGUF file; `kind` applies to matrices, whose bytes are what `encode` returns."""
     writer = gguf.GGUFWriter(path, ARCHITECTURES[config.family])
     writer.add_block_count(config.num_layers)
     writer.add_key_length(config.head_dim)
@@ -109,7 +112,7 @@ def write_gguf(
     for name, value in named.items():
         is_matrix = value.dim() > 1
         array = value.contiguous().numpy()
-        data = gguf.quants.quantize(array, kind) if is_matrix else array
+        data = encode(array, kind) if is_matrix else array
         writer.add_tensor(name, data, raw_dtype=kind if is_matrix else None)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

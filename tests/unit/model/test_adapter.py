@@ -45,7 +45,7 @@ def _merged(tiny: Tiny, adapter: Adapter) -> Tiny:
             down, up = adapter.factors(int(index), projection)
             prefix, place = layer_prefix(tiny.config, int(index))
             name = f"{prefix}.self_attn{place}.{projection}.weight"
-            weights[name] = weights[name] + adapter.scale * up @ down
+            weights[name] = weights[name] + adapter.scale * up.dense() @ down.dense()
     return Tiny(tiny.config, weights)
 
 

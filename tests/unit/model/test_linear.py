@@ -13,10 +13,16 @@ from tests.unit.model.configs import ALL
 from tests.unit.model.conftest import DENSE, Tiny, assert_near
 from understudy.errors import FailedPrecondition
 from understudy.model.attention import PackedCausal
-from understudy.model.linear import Plain
+from understudy.model.linear import Matrix, Plain, swiglu
 from understudy.model.safetensors_io import quantise_rows, save_model
 from understudy.model.transformer import Transformer
-from understudy.model.weights import LoadedModel, load_model, random_weights
+from understudy.model.weights import (
+    MATRIX_DTYPES,
+    LoadedModel,
+    MatrixType,
+    load_model,
+    random_weights,
+)
 
 TOKENS = torch.arange(11) * 7 % 97
 
@@ -34,6 +40,9 @@ class _Int8:
 
     def multiply(self, hidden: Tensor) -> Tensor:
         return functional.linear(hidden, self.values.float()) * self.scales
+
+    def swiglu(self, up: Matrix, down: Matrix, hidden: Tensor) -> Tensor:
+        return swiglu(self, up, down, hidden)
 
     def rows(self, start: int, stop: int) -> "_Int8":
         return _Int8(self.values[start:stop], self.scales[start:stop])
@@ -68,18 +77,18 @@ def test_packed_matrices_serve_in_place_of_every_tensor(name: str) -> None:
     assert_near(actual, _logits(Transformer(config, expanded)), tolerance=1e-4)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kept_as", ["bfloat16", "float16"])
 @pytest.mark.parametrize("name", ["llama", "deepseek_v3"])
 def test_16_bit_weights_compute_like_the_same_values_in_32_bits(
-    name: str, dtype: torch.dtype, tmp_path: Path
+    name: str, kept_as: MatrixType, tmp_path: Path
 ) -> None:
     config = ALL[name]
     save_model(tmp_path, config, random_weights(config, seed=7, deviation=0.3))
 
-    half = load_model(tmp_path, dtype)
+    half = load_model(tmp_path, kept_as)
 
     whole = {n: w.float() for n, w in half.weights.items()}
-    assert half.weights["model.layers.0.self_attn.o_proj.weight"].dtype == dtype
+    assert half.weights["model.layers.0.self_attn.o_proj.weight"].dtype == MATRIX_DTYPES[kept_as]
     assert half.weights["model.norm.weight"].dtype == torch.float32
     assert half.digest == load_model(tmp_path).digest
     cast = _logits(Transformer(config, half.stored))
@@ -91,7 +100,7 @@ def test_gates_keep_their_precision(tmp_path: Path) -> None:
     weights = random_weights(config, seed=7, deviation=0.3)
     save_model(tmp_path, config, weights)
 
-    half = load_model(tmp_path, torch.bfloat16)
+    half = load_model(tmp_path, "bfloat16")
 
     name = "model.layers.1.mlp.gate.weight"
     assert torch.equal(half.weights[name], weights[name])
@@ -103,7 +112,7 @@ def test_weights_too_large_for_16_bits_are_refused_by_name(tmp_path: Path) -> No
     save_model(tmp_path, DENSE, weights)
 
     with pytest.raises(FailedPrecondition, match=r"'model\.layers\.1\.mlp\.up_proj\.weight' that"):
-        load_model(tmp_path, torch.float16)
+        load_model(tmp_path, "float16")
 
 
 @pytest.mark.parametrize(
@@ -142,7 +151,7 @@ def test_tiny_models_of_16_bits_choose_much_the_same_tokens(tmp_path: Path) -> N
     weights = random_weights(DENSE, seed=7, deviation=0.3)
     save_model(tmp_path, DENSE, weights)
 
-    half = load_model(tmp_path, torch.bfloat16)
+    half = load_model(tmp_path, "bfloat16")
 
     agreeing = _logits(Transformer(DENSE, half.stored)).argmax(-1)
     assert (agreeing == Tiny(DENSE, weights).logits(TOKENS).argmax(-1)).float().mean() > 0.8
