@@ -4,7 +4,7 @@ PY := $(VENV)/bin/python
 PYTHON ?= python3
 PROTOS := $(shell find protos -name '*.proto')
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down protos format lint types test bench verify generate lock check clean
+.PHONY: help setup demo triton up down protos format lint types test bench verify generate lock check clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -16,8 +16,11 @@ setup: $(VENV)/.installed ## Create .venv from requirements.lock, compile the ke
 $(VENV)/.installed: requirements.lock deploy/tools/install.py
 	@$(PYTHON) deploy/tools/install.py $(VENV)
 
-demo: $(VENV)/.installed ## Start the whole platform, send real requests, show who answered and one trace
-	@$(PY) -m understudy.cli demo
+demo: $(VENV)/.installed ## Start the platform, send real requests, show who answered and a trace (TRITON=1)
+	@$(if $(TRITON),$(PY) deploy/tools/install_triton.py && UNDERSTUDY_LOCAL_TRITON=1) $(PY) -m understudy.cli demo
+
+triton: $(VENV)/.installed ## Unpack the Triton server outside the checkout, for the tests and for `demo TRITON=1`
+	@$(PY) deploy/tools/install_triton.py
 
 up: $(VENV)/.installed ## Start the platform on this machine and leave it running
 	@$(PY) -m understudy.cli up

@@ -1,8 +1,8 @@
 """What one expert worker holds: layers and shards of one model, and their partial sums."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import dataclass, replace
+from typing import Final, Self
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ from understudy.model.config import ModelConfig
 from understudy.model.ffn import FfnShards, Gates, sum_partials
 from understudy.model.weights import LoadedModel
 
+DIGEST_CHARS: Final = 12
+
 
 @dataclass(frozen=True, slots=True)
 class Holdings:
@@ -22,6 +24,9 @@ class Holdings:
 
     config: ModelConfig
     digest: bytes
+    """What must be equal for sums of two workers to add up bit by bit: values and arithmetic."""
+    values_digest: str
+    """Digest (hex) of the values alone: what a package of these weights is known by."""
     layers: range
     shards: tuple[int, ...]
     weights: FfnShards
@@ -39,16 +44,20 @@ class Holdings:
         are not whole shards: a partial sum of half a shard has no place in the canonical order.
         """
         config = model.config
-        held_layers = _layer_range(config, layers)
-        shards = _shards(config, expert_ids)
-        weights = FfnShards(config, model.stored, held_layers, shards)
-        return cls(config, model.ffn_digest, held_layers, shards, weights)
+        held, shards = held_layers(config, layers), held_shards(config, expert_ids)
+        weights = FfnShards(config, model.stored, held, shards)
+        return cls(config, model.ffn_digest, values_digest(model), held, shards, weights)
 
     @property
     def expert_ids(self) -> tuple[int, ...]:
         """What others know the shards by: ids of experts, or of the FFN shards themselves."""
         size = self.config.num_ffn_shards, self.config.num_experts
         return tuple(id_ for shard in self.shards for id_ in shard_ids(shard, *size))
+
+    @property
+    def package_name(self) -> str:
+        """The name under which a Triton repository knows these layers and shards."""
+        return package_name("ffn", self.values_digest, self.layers, self.shards)
 
     def holds(self, header: Header) -> bool:
         """Whether the layer and every shard that a request names are held here."""
@@ -70,18 +79,19 @@ class Holdings:
         if not header.num_tokens or not header.num_shards:
             raise InvalidArgument("A request names at least one token and one shard.")
 
-    def compute(self, header: Header, request: Request) -> Tensor:
-        """Return the sum (T, D) over the request's shards, added in ascending order.
+    def check_experts(self, request: Request) -> None:
+        """Raise InvalidArgument for an expert id beyond the model's."""
+        if request.expert_ids is not None:
+            largest = int(request.expert_ids.max())
+            if largest >= self.config.num_experts:
+                raise InvalidArgument(
+                    f"The request names expert {largest}; the model has {self.config.num_experts}."
+                )
 
-        Raises InvalidArgument for an expert id beyond the model's.
-        """
+    def compute(self, header: Header, request: Request) -> Tensor:
+        """Return the sum (T, D) over the request's shards, added in ascending order."""
         gates = None
         if request.expert_ids is not None and request.weights is not None:
-            if int(request.expert_ids.max()) >= self.config.num_experts:
-                raise InvalidArgument(
-                    f"The request names expert {int(request.expert_ids.max())}; "
-                    f"the model has {self.config.num_experts}."
-                )
             gates = Gates(request.expert_ids, request.weights)
         shards = range(header.first_shard, header.first_shard + header.num_shards)
         with torch.inference_mode():
@@ -93,7 +103,22 @@ class Holdings:
             )
 
 
-def _layer_range(config: ModelConfig, layers: Sequence[int] | None) -> range:
+def values_digest(model: LoadedModel) -> str:
+    """Return a digest (hex) of a model's config and values, whatever computes with them.
+
+    The type that matrices were rounded to belongs to it, the format that they lie in does not.
+    """
+    return replace(model, compute="reference").ffn_digest.hex()
+
+
+def package_name(kind: str, digest: str, layers: range, shards: Sequence[int]) -> str:
+    """Return what the package of these layers and shards of a model is called."""
+    held = "-".join(str(shard) for shard in shards)
+    return f"{kind}-{digest[:DIGEST_CHARS]}-l{layers.start}-{layers.stop - 1}-s{held}"
+
+
+def held_layers(config: ModelConfig, layers: Sequence[int] | None) -> range:
+    """Return the layers to hold, None meaning all. Raises FailedPrecondition for gaps."""
     if layers is None:
         return range(config.num_layers)
     held = range(min(layers), max(layers) + 1)
@@ -104,7 +129,8 @@ def _layer_range(config: ModelConfig, layers: Sequence[int] | None) -> range:
     return held
 
 
-def _shards(config: ModelConfig, expert_ids: Sequence[int] | None) -> tuple[int, ...]:
+def held_shards(config: ModelConfig, expert_ids: Sequence[int] | None) -> tuple[int, ...]:
+    """Return the whole shards that the ids name. Raises FailedPrecondition for half a shard."""
     if expert_ids is None:
         return tuple(range(config.num_ffn_shards))
     size = config.num_ffn_shards, config.num_experts

@@ -27,6 +27,18 @@ class ExpertsMetrics:
     """Seconds from arrival to the start of the computation."""
     compute: Histogram
     """Seconds of computing one frame."""
+    executed: Counter
+    """Frames computed, by place: in_process or triton."""
+    fallbacks: Counter
+    """Frames meant for Triton that it did not compute."""
+    triton_up: Gauge
+    """1 while Triton is used, 0 while it is away or was never asked."""
+    triton_call: Histogram
+    """Seconds of one call to Triton, failed ones included."""
+    triton_loads: Counter
+    """Times the canary had Triton load the package."""
+    canary_failures: Counter
+    """Canary questions that Triton did not answer, or answered wrongly."""
 
     @classmethod
     def on(cls, registry: CollectorRegistry) -> Self:
@@ -46,4 +58,12 @@ class ExpertsMetrics:
             compute=make.histogram(
                 "compute", "Seconds of computing one frame.", buckets=LAYER_BUCKETS_S
             ),
+            executed=make.counter("executed", "Frames computed, by place.", ["place"]),
+            fallbacks=make.counter("fallbacks", "Frames meant for Triton that it did not compute."),
+            triton_up=make.gauge("triton_up", "1 while Triton is used."),
+            triton_call=make.histogram(
+                "triton_call", "Seconds of one call to Triton.", buckets=LAYER_BUCKETS_S
+            ),
+            triton_loads=make.counter("triton_loads", "Loads that the canary asked Triton for."),
+            canary_failures=make.counter("canary_failures", "Canary questions not answered well."),
         )  # fmt: skip

@@ -10,6 +10,8 @@ PREFIX: Final = "UNDERSTUDY_EXPERTS_"
 MAX_CREDITS: Final = 256
 MAX_IDS: Final = 65_536
 ALL: Final = "all"
+AUTO: Final = "auto"
+MAX_TIMEOUT_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,21 @@ class ExpertsSettings:
     """Arithmetic, the same as the attention workers': their setting tells what each means."""
     weights_dtype: Literal["float32", "bfloat16", "float16", "int8", "int4"] = "float32"
     """Type that matrices of 32 bits are kept in; the attention workers' must be the same."""
+    executor: Literal["in_process", "triton"] = "in_process"
+    """Who computes. Triton's sums are ours up to rounding, so `exact` is then equal up to that;
+    a call costs about a millisecond, see docs/benchmarks.md."""
+    triton: str = ""
+    """host:port of the Triton server's gRPC API; needed with the executor `triton`."""
+    triton_model: str = AUTO
+    """The model's name there; `auto` is the name that the export gives these layers and shards."""
+    triton_fallback: Literal["in_process", "replica"] = "in_process"
+    """While Triton is away: compute here, or be NOT_SERVING and leave frames to a replica."""
+    triton_min_tokens: int = 1
+    """Frames of fewer token rows are computed here; 1 (default) sends all to Triton."""
+    triton_timeout_s: float = 2.0
+    """Longest wait for Triton's answer; never more than half of what the frame has left."""
+    triton_shared_memory: bool = False
+    """Large tensors lie in /dev/shm, which the server must share: one host, or one pod's volume."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.credits <= MAX_CREDITS:
@@ -38,13 +55,38 @@ class ExpertsSettings:
             )
         if self.threads < 1:
             raise SettingsError(f"{PREFIX}THREADS is {self.threads}; it must be at least 1.")
+        self._check_triton()
         parse_ids(self.expert_ids, f"{PREFIX}EXPERT_IDS")
         parse_ids(self.layers, f"{PREFIX}LAYERS")
+
+    @property
+    def is_ready_alone(self) -> bool:
+        """Whether the worker serves whatever becomes of Triton."""
+        return self.executor == "in_process" or self.triton_fallback == "in_process"
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Self:
         """Read the environment. Raises SettingsError naming a bad or unknown variable."""
         return read_settings(cls, PREFIX, environ)
+
+    def _check_triton(self) -> None:
+        if self.executor == "triton" and not self.triton:
+            raise SettingsError(
+                f"{PREFIX}EXECUTOR is triton and {PREFIX}TRITON is empty; set it to the host:port"
+                " of the server's gRPC API."
+            )
+        if self.triton_min_tokens < 1 or (
+            self.triton_min_tokens > 1 and self.triton_fallback == "replica"
+        ):
+            raise SettingsError(
+                f"{PREFIX}TRITON_MIN_TOKENS is {self.triton_min_tokens}; set at least 1, and 1"
+                " where the fallback is a replica: nothing is computed here then."
+            )
+        if not 0 < self.triton_timeout_s <= MAX_TIMEOUT_S:
+            raise SettingsError(
+                f"{PREFIX}TRITON_TIMEOUT_S is {self.triton_timeout_s:g}; set more than 0 and at"
+                f" most {MAX_TIMEOUT_S:g}."
+            )
 
 
 def parse_ids(text: str, variable: str) -> tuple[int, ...] | None:

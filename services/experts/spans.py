@@ -22,6 +22,7 @@ MAX_GROUPS: Final = 6
 IDLE_S: Final = 10.0
 MAX_OPEN: Final = 4096
 COMPUTE_S: Final = "understudy.compute_s"
+TRITON_FRAMES: Final = "understudy.triton_frames"
 
 
 class SpanKey(NamedTuple):
@@ -46,6 +47,8 @@ class ComputeSpan:
     """Token rows, summed over the layers of the group."""
     compute_ns: int = 0
     """Time the compute thread spent on the frames that carried them."""
+    triton_frames: int = 0
+    """Frames that Triton computed."""
 
 
 class SpanAggregator:
@@ -65,7 +68,14 @@ class SpanAggregator:
         self._open: OrderedDict[SpanKey, ComputeSpan] = OrderedDict()
         self._lock = threading.Lock()
 
-    def add(self, segments: Sequence[TraceSegment], header: Header, compute_ns: int) -> None:
+    def add(
+        self,
+        segments: Sequence[TraceSegment],
+        header: Header,
+        compute_ns: int,
+        *,
+        is_from_triton: bool = False,
+    ) -> None:
         """Count the rows of a frame that was computed just now, and close what is idle."""
         if not segments:
             return
@@ -80,6 +90,7 @@ class SpanAggregator:
                 span.end_ns = now
                 span.tokens += segment.rows
                 span.compute_ns += compute_ns
+                span.triton_frames += is_from_triton
                 self._open.move_to_end(key)
             self._close_idle(now)
 
@@ -137,5 +148,6 @@ def export_span(span: ComputeSpan) -> None:
             TOKENS: span.tokens,
             SHARDS: list(shards),
             COMPUTE_S: span.compute_ns / 1e9,
+            TRITON_FRAMES: span.triton_frames,
         },
     ).end(span.end_ns)

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from typing import Final
 
 from services.experts.batching import ComputeThread, Work, now_ns
+from services.experts.executors import Executor, InProcess
 from services.experts.holdings import Holdings
 from services.experts.metrics import ExpertsMetrics
 from services.experts.spans import SpanAggregator
-from understudy.errors import InvalidArgument, UnderstudyError
+from understudy.errors import InvalidArgument, Unavailable, UnderstudyError
 from understudy.exchange.frame import Frame, FrameStatus, FrameType, Header
 from understudy.exchange.parts import split_message
 from understudy.exchange.tensors import (
@@ -38,8 +39,11 @@ class ExpertWorker:
         num_credits: int,
         metrics: ExpertsMetrics,
         spans: SpanAggregator,
+        executor: Executor | None = None,
     ) -> None:
+        """Compute in this process unless an `executor` is given."""
         self.holdings = holdings
+        self._executor = InProcess(holdings) if executor is None else executor
         self.num_credits = num_credits
         self._metrics = metrics
         self._spans = spans
@@ -149,7 +153,11 @@ class ExpertWorker:
             return self.refuse(header, FrameStatus.EXPIRED, "Its time had passed in the queue.")
         try:
             request = read_request(work.frame)
-            total = self.holdings.compute(header, request)
+            self.holdings.check_experts(request)
+            remaining_s = (work.deadline_ns - started_ns) / 1e9
+            computed = self._executor.compute(header, request, remaining_s)
+        except Unavailable as error:
+            return self.refuse(header, FrameStatus.FAILED, error.message)
         except UnderstudyError as error:
             return self.refuse(header, FrameStatus.MALFORMED, error.message)
         except Exception:  # the engine loop: one bad frame must not end the worker
@@ -159,7 +167,9 @@ class ExpertWorker:
         self._metrics.compute.observe((finished_ns - started_ns) / 1e9)
         self._metrics.rows.inc(header.num_tokens * header.num_shards)
         self._metrics.frames.labels(status="ok").inc()
-        self._spans.add(request.traces, header, finished_ns - started_ns)
+        self._metrics.executed.labels(place=computed.place).inc()
+        self._spans.add(request.traces, header, finished_ns - started_ns,
+                        is_from_triton=computed.place == "triton")  # fmt: skip
         reply = header._replace(type=FrameType.REPLY, num_traces=0, num_choices=0)
         times = ServerTimes(work.received_ns, started_ns, finished_ns, now_ns())
-        return split_message(reply, reply_pieces(times, total))
+        return split_message(reply, reply_pieces(times, computed.total))

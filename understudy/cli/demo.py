@@ -19,6 +19,7 @@ from understudy.client import Answer
 from understudy.errors import UnderstudyError
 from understudy.local.platform import Platform
 from understudy.local.traces import Trace
+from understudy.local.triton.share import triton_share
 from understudy.workloads import find_workload
 from understudy.workloads.snips.dataset import load_split
 
@@ -71,6 +72,7 @@ def run_demo(console: Console, out: Path) -> DemoReport:
         alone = run_arm(console, target, workload, rows, LLM)
         chats = _chat(console, target)
         trace = _escalated_trace(platform, routed, chats)
+        share = triton_share(platform.state)
         console.print()
         console.print(outcomes_table(routed, alone))
         console.print()
@@ -81,6 +83,8 @@ def run_demo(console: Console, out: Path) -> DemoReport:
     report = make_report(routed, alone, chats, trace)
     print_failures(console, [*routed, *alone], chats.failures)
     _print_summary(console, report, evaluate(routed, alone), evaluate(alone, alone))
+    if share is not None:
+        console.print(str(share), style="bold", highlight=False)
     out.mkdir(parents=True, exist_ok=True)
     (out / "demo.json").write_text(json.dumps(asdict(report), indent=2) + "\n", "utf-8")
     return report

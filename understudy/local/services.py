@@ -19,6 +19,8 @@ from understudy.local.site import JOURNAL_KEY_FILE, TENANT_SECRET_FILE, Site
 NUM_EXPERT_WORKERS: Final = 2
 _DRAIN_GRACE_S: Final = 8
 _KV_MEMORY: Final = "256mb"
+_TRITON_MIN_TOKENS: Final = 8
+"""Prompts go to Triton, single tokens do not: a call costs about as much as their layer."""
 _LLM_KVSTORE_MIN_TOKENS: Final = 16
 """One block: on a laptop the LLM computes 16 positions in far more time than a look-up takes."""
 
@@ -61,11 +63,13 @@ def platform_services(site: Site) -> tuple[Service, ...]:
         if not url
     ]
     experts = [_experts(site, f"experts-{index}") for index in range(NUM_EXPERT_WORKERS)]
+    triton = (_triton(site),) if site.settings.triton else ()
     return (
         *own_redis,
         _traces(site),
         _kvstore(site),
         _kernels(),
+        *triton,
         *experts,
         _controller(site, [service.name for service in experts]),
         _attention_slm(site),
@@ -149,11 +153,33 @@ def _kvstore(site: Site) -> Service:
     return _service(site, "kvstore", "kvstore", needs, settings)
 
 
-def _experts(site: Site, name: str) -> Service:
-    def settings(_: Ports) -> dict[str, str]:
-        return {"UNDERSTUDY_EXPERTS_MODEL": site.models.llm, "UNDERSTUDY_EXPERTS_THREADS": "1"}
+def _triton(site: Site) -> Service:
+    def launch(_: Ports, port: int) -> Launch:
+        environ = {
+            "UNDERSTUDY_TRITON_MODEL": site.models.llm,
+            "UNDERSTUDY_TRITON_DIRECTORY": str(site.run_dir / "triton"),
+            "UNDERSTUDY_TRITON_GRPC_PORT": str(port),
+            "UNDERSTUDY_TRITON_READY_FILE": str(ready_file(site.run_dir, "triton")),
+        }
+        return Launch(_python("understudy.local.triton"), environ)
 
-    return _service(site, name, "experts", ("kernels",), settings)
+    return Service("triton", (), launch)
+
+
+def _experts(site: Site, name: str) -> Service:
+    def settings(ports: Ports) -> dict[str, str]:
+        own = {"UNDERSTUDY_EXPERTS_MODEL": site.models.llm, "UNDERSTUDY_EXPERTS_THREADS": "1"}
+        if not site.settings.triton:
+            return own
+        return own | {
+            "UNDERSTUDY_EXPERTS_EXECUTOR": "triton",
+            "UNDERSTUDY_EXPERTS_TRITON": f"{LOOPBACK}:{ports['triton']}",
+            "UNDERSTUDY_EXPERTS_TRITON_MIN_TOKENS": str(_TRITON_MIN_TOKENS),
+            "UNDERSTUDY_EXPERTS_TRITON_SHARED_MEMORY": "true",
+        }
+
+    needs = ("kernels", "triton") if site.settings.triton else ("kernels",)
+    return _service(site, name, "experts", needs, settings)
 
 
 def _controller(site: Site, experts: list[str]) -> Service:

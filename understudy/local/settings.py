@@ -33,6 +33,8 @@ class LocalSettings:
     """LoRA adapters of the LLM, each as `name=path`; empty takes those that ship."""
     slm: Path | None = None
     """Version directory of the SLM with its manifest; unset takes the one that ships."""
+    triton: bool = False
+    """Let a Triton server compute the LLM's feed-forwards; install_triton.py must have run."""
     start_timeout_s: float = 300.0
     """Longest wait for one service to become ready."""
     stop_timeout_s: float = 15.0

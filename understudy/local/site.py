@@ -12,6 +12,7 @@ from understudy.errors import FailedPrecondition
 from understudy.local.models import LocalModels, find_checkout, find_models
 from understudy.local.ports import free_port, require_free, require_redis
 from understudy.local.settings import PREFIX, LocalSettings
+from understudy.local.triton.installation import require_triton
 
 JOURNAL_KEY_FILE: Final = "journal.key"
 TENANT_SECRET_FILE: Final = "tenant.secret"  # noqa: S105  # a file name
@@ -47,6 +48,8 @@ def prepare_site(settings: LocalSettings) -> Site:
         )
     root = find_checkout()
     models = find_models(settings, root)
+    if settings.triton:
+        require_triton(os.environ)
     require_free(settings.http_port, "the OpenAI-compatible edge", f"{PREFIX}HTTP_PORT")
     require_free(settings.grpc_port, "the router", f"{PREFIX}GRPC_PORT")
     for name, url in (("KV", settings.kv_redis), ("CONTROL", settings.control_redis)):

@@ -163,6 +163,15 @@ def test_rows_are_added_up_by_attempt_and_group_of_layers(clock: _Clock):
     assert len(spans) == 12
 
 
+def test_a_span_tells_how_many_of_its_frames_triton_computed(clock: _Clock):
+    spans: list[ComputeSpan] = []
+    aggregator = SpanAggregator(30, spans.append, clock)
+    for is_from_triton in (True, False, True):
+        aggregator.add([_segment("1", 1)], _header(0), 0, is_from_triton=is_from_triton)
+    aggregator.close()
+    assert [span.triton_frames for span in spans] == [2]
+
+
 def test_the_last_group_of_layers_may_be_smaller(clock: _Clock):
     spans: list[ComputeSpan] = []
     aggregator = SpanAggregator(8, spans.append, clock)

@@ -18,6 +18,7 @@ from understudy.local.services import Launch, platform_services
 from understudy.local.settings import LocalSettings
 from understudy.local.site import Site
 from understudy.local.traces.settings import TracesSettings
+from understudy.local.triton.settings import TritonSettings
 from understudy.serving import ServingSettings
 
 READERS = {
@@ -114,6 +115,19 @@ def test_the_router_keeps_its_ports_and_a_restarted_worker_its_own(tmp_path: Pat
     )
     again = table["experts-0"].launch(ports, 4004)
     assert again.environ["UNDERSTUDY_SERVING_LISTEN"] == "127.0.0.1:4004"
+
+
+def test_a_triton_server_stands_behind_the_expert_workers_where_one_is_wanted(
+    tmp_path: Path,
+) -> None:
+    table = {service.name: service for service in platform_services(site(tmp_path, triton=True))}
+    ports = {name: 4000 + index for index, name in enumerate(table)}
+    told = TritonSettings.from_env(table["triton"].launch(ports, 0).environ)
+    assert (told.model, told.directory) == ("/models/llm.gguf", tmp_path / "triton")
+    for name in ("experts-0", "experts-1"):
+        assert "triton" in table[name].needs
+        experts = ExpertsSettings.from_env(table[name].launch(ports, 0).environ)
+        assert (experts.executor, experts.triton) == ("triton", f"127.0.0.1:{ports['triton']}")
 
 
 def test_redis_servers_of_the_users_are_not_started(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""A real Triton Inference Server on this machine, from the binary that a wheel carries."""
