@@ -78,6 +78,10 @@ BUILT_IN: Final[Mapping[str, object]] = {
     "experts.settings.compute": "fast",
     "experts.settings.weightsDtype": "float16",
     "experts.settings.credits": 233,
+    "experts.settings.executor": "triton",
+    "experts.settings.tritonFallback": "replica",
+    "experts.settings.tritonSharedMemory": True,
+    "experts.settings.tritonTimeoutS": 33.5,
     "router.replicas": 9,
     "controller.settings.probeIntervalS": 31.5,
     "controller.settings.probeTimeoutS": 32.5,
@@ -141,7 +145,7 @@ def _marks(value: object) -> str:
     if isinstance(value, dict):
         first = next(iter(value.items()))
         return str(first[1]["cpu"] if first[0] == "requests" else first[0])
-    return str(value)
+    return json.dumps(str(value).lower()) if isinstance(value, bool) else str(value)
 
 
 def test_every_value_reaches_a_manifest(helm: Helm) -> None:

@@ -14,6 +14,7 @@ from tests.integration.processes import Processes, Running, wait_until
 from understudy.errors import Unavailable
 from understudy.model.attention import PackedCausal
 from understudy.model.config import ModelConfig
+from understudy.model.decoder import resolve_compute
 from understudy.model.safetensors_io import save_model
 from understudy.model.transformer import Transformer
 from understudy.model.weights import LoadedModel, load_model, random_weights
@@ -38,7 +39,7 @@ def model(tmp_path: Path) -> LoadedModel:
     directory = tmp_path / "tiny"
     directory.mkdir()
     save_model(directory, CONFIG, random_weights(CONFIG, seed=7, deviation=0.3))
-    return load_model(directory)
+    return load_model(directory, compute=resolve_compute("exact"))
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def remote(
 ) -> Iterator[RemoteExperts]:
     pools = [{"pool": "llm", "replicas": [worker.address for worker in workers]}]
     controller = processes.start("controller", pools=json.dumps(pools), probe_interval_s="0.2")
-    experts = RemoteExperts(CONFIG, bytes.fromhex(model.digest), controller.address, "llm")
+    experts = RemoteExperts(CONFIG, model.ffn_digest, controller.address, "llm")
     try:
         experts.start(60.0)
         wait_until(lambda: experts.num_connected == 2, "both expert workers to be connected")
@@ -64,7 +65,7 @@ def remote(
 def forward(model: LoadedModel, experts: RemoteExperts | None, tokens: Tensor) -> Tensor:
     length = tokens.shape[0]
     with torch.inference_mode():
-        return Transformer(CONFIG, model.weights, experts).forward(
+        return Transformer(CONFIG, model.stored, experts).forward(
             tokens, torch.arange(length), PackedCausal([length])
         )
 
@@ -115,7 +116,7 @@ def test_a_pool_without_workers_is_unavailable_with_a_sentence(
 ) -> None:
     pools = [{"pool": "llm", "replicas": ["127.0.0.1:1"]}]
     controller = processes.start("controller", pools=json.dumps(pools))
-    experts = RemoteExperts(CONFIG, bytes.fromhex(model.digest), controller.address, "llm")
+    experts = RemoteExperts(CONFIG, model.ffn_digest, controller.address, "llm")
     try:
         with pytest.raises(Unavailable, match="Start them and the controller"):
             experts.start(1.0)
