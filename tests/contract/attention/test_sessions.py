@@ -159,6 +159,21 @@ async def test_broken_protocol_ends_the_stream(worker: Running, is_reused: bool)
     await worker.check_blocks_free()
 
 
+async def test_id_reused_after_a_cancel_ends_its_session_and_nobody_elses(worker: Running):
+    router, other = worker.router(), worker.router()
+    await other.send(submit(1, [65], max_tokens=40))
+    grammar = GrammarSource("lark", "start: /[a-z]{1,300}/")
+    await router.send(submit(1, [65], grammar=grammar))
+    await router.cancel(1)
+    await router.send(submit(1, [65], grammar=grammar))
+    with pytest.raises(grpc.aio.AioRpcError) as failure:
+        await drained(router)
+    assert isinstance(from_rpc_error(failure.value), InvalidArgument)
+    assert len((await other.result(1)).tokens) == 40
+    assert not worker.worker.engine.is_dead
+    await worker.check_blocks_free()
+
+
 async def test_half_closed_session_ends_when_its_sequences_have(worker: Running):
     router = worker.router()
     await router.send(submit(1, [65], max_tokens=3))
