@@ -5,6 +5,8 @@ from typing import Final
 
 SMOOTHING: Final = 0.2
 HEADROOM: Final = 1.25
+SLACK: Final = 2.0
+"""How much longer than its rate promises a read may take."""
 
 
 @dataclass(slots=True)
@@ -63,6 +65,26 @@ def is_swap_faster(
         fetch_bytes_per_s=fetch_bytes_per_s,
         round_trip_s=round_trip_s + write_s,
     )
+
+
+def read_limit_s(
+    num_tokens: int,
+    size_bytes: int,
+    *,
+    prefill_tokens_per_s: float | None,
+    fetch_bytes_per_s: float | None,
+) -> float | None:
+    """Return how long a fetch may take before recomputing is the better choice.
+
+    That is what it was thought to take, with some slack, and at most what computing the same
+    takes; None when neither was measured.
+    """
+    limits_s = []
+    if prefill_tokens_per_s is not None:
+        limits_s.append(num_tokens / prefill_tokens_per_s)
+    if fetch_bytes_per_s is not None:
+        limits_s.append(SLACK * size_bytes / fetch_bytes_per_s)
+    return min(limits_s, default=None)
 
 
 @dataclass(slots=True)

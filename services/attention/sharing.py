@@ -61,7 +61,7 @@ class KvTier(Protocol):
         """Return whether writing this now and fetching it later beats recomputing it."""
         ...
 
-    def load(self, chain: Chain, block_bytes: int, on_loaded: OnLoaded) -> None:
+    def load(self, chain: Chain, block_tokens: int, block_bytes: int, on_loaded: OnLoaded) -> None:
         """Fetch a run; `on_loaded` gets the payloads from its head, possibly none, exactly once."""
         ...
 
@@ -171,7 +171,7 @@ class Sharing:
             hashes=missing,
             traceparent=traceparent,
         )
-        self._tier.load(chain, self._contents.block_bytes, on_loaded)
+        self._tier.load(chain, self._blocks.block_size, self._contents.block_bytes, on_loaded)
         return True
 
     def take_in(self, sequence: sequences.Sequence, payloads: Payloads) -> None:

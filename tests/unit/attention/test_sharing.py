@@ -50,7 +50,7 @@ class FakeTier:
     def is_worth_loading(self, num_tokens: int, size_bytes: int) -> bool:
         return self.is_worth
 
-    def load(self, chain: Chain, block_bytes: int, on_loaded: OnLoaded) -> None:
+    def load(self, chain: Chain, block_tokens: int, block_bytes: int, on_loaded: OnLoaded) -> None:
         self.loads.append((chain, on_loaded))
 
     def store(self, tenant: str, traceparent: str, chunks: list[Chunk]) -> None:

@@ -1,7 +1,7 @@
 """The I/O side of the tier: whatever the kvstore does, fewer payloads is the worst of it."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -31,6 +31,7 @@ class FakeStore:
     num_stored: int | None = None
     error: Exception | None = None
     stalls: bool = False
+    on_chunk: Callable[[], None] = lambda: None
     puts: list[tuple[Chain, Chunk]] = field(default_factory=list)
     may_put: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -41,6 +42,8 @@ class FakeStore:
 
     async def get(self, chain: Chain, timeout_s: float) -> AsyncGenerator[bytes, None]:
         for data in self.data:
+            self.on_chunk()
+            await asyncio.sleep(0)
             yield data
         if self.stalls:
             await asyncio.Event().wait()
@@ -72,7 +75,7 @@ async def tier(store: FakeStore, registry: CollectorRegistry) -> AsyncIterator[S
 
 async def load(tier: StoreTier) -> list[bytes]:
     done: asyncio.Future[list[memoryview]] = asyncio.get_running_loop().create_future()
-    tier.load(CHAIN, 8, done.set_result)
+    tier.load(CHAIN, 4, 8, done.set_result)
     return [bytes(payload) for payload in await asyncio.wait_for(done, 30)]
 
 
@@ -119,6 +122,40 @@ async def test_stalled_read_keeps_what_came(
     store.data, store.num_stored, store.stalls = [encode_chunk(chunk(0))], 3, True
     assert len(await load(tier)) == 1
     assert failures(registry, "read") == 1
+
+
+async def test_store_that_is_too_slow_for_a_read_is_no_failing_store(
+    tier: StoreTier, store: FakeStore
+):
+    store.data, store.num_stored, store.stalls = [encode_chunk(chunk(0))], 3, True
+    for _ in range(MAX_FAILURES):
+        assert len(await load(tier)) == 1
+    assert tier.has_room(8)
+    tier.note_prefill(10**9, 1.0)
+    assert not tier.is_worth_loading(12, 24)  # its rate is known by what it brought
+
+
+async def test_store_that_brings_nothing_at_all_is_left_alone(tier: StoreTier, store: FakeStore):
+    store.num_stored, store.stalls = 3, True
+    for _ in range(MAX_FAILURES):
+        assert await load(tier) == []
+    assert not tier.has_room(8)
+
+
+async def test_first_read_goes_on_as_long_as_chunks_come(
+    tier: StoreTier, store: FakeStore, monkeypatch: pytest.MonkeyPatch
+):
+    loop = asyncio.get_running_loop()
+    now_s = loop.time()
+
+    def pass_time() -> None:
+        nonlocal now_s
+        now_s += 0.04
+
+    monkeypatch.setattr(loop, "time", lambda: now_s)
+    store.on_chunk = pass_time
+    store.data = [encode_chunk(chunk(index)) for index in range(3)]
+    assert len(await load(tier)) == 3
 
 
 async def test_more_chunks_than_asked_for_are_ignored(tier: StoreTier, store: FakeStore):
