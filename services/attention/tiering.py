@@ -29,6 +29,8 @@ MAX_WRITING_BYTES: Final = 64 << 20
 MAX_FAILURES: Final = 3
 REST_S: Final = 5.0
 WRITE_TIMEOUT_S: Final = 10.0
+MAX_RATE_AGE_S: Final = 30.0
+"""How long the store counts as slow because it was; then a transfer measures it anew."""
 TRIAL_TIMEOUTS: Final = 8
 """Look-up timeouts that a read may take in all while no rate at all is known."""
 
@@ -69,8 +71,8 @@ class StoreTier:
         self._clock_s = clock_s
         self._breaker = Breaker(MAX_FAILURES, REST_S)
         self._prefill = Rate()
-        self._fetch = Rate()
-        self._writing = Rate()
+        self._fetch = Rate(MAX_RATE_AGE_S)
+        self._writing = Rate(MAX_RATE_AGE_S)
         self._round_trip_s = 0.0
         self._writing_bytes = 0
         self._writing_lock = threading.Lock()
@@ -78,22 +80,24 @@ class StoreTier:
 
     def is_worth_loading(self, num_tokens: int, size_bytes: int) -> bool:
         """Return whether the kvstore answers and measured rates favour a fetch."""
-        return self._breaker.allows(self._clock_s()) and is_fetch_faster(
+        now_s = self._clock_s()
+        return self._breaker.allows(now_s) and is_fetch_faster(
             num_tokens,
             size_bytes,
-            prefill_tokens_per_s=self._prefill.per_s,
-            fetch_bytes_per_s=self._fetch.per_s,
+            prefill_tokens_per_s=self._prefill.per_s(now_s),
+            fetch_bytes_per_s=self._fetch.per_s(now_s),
             round_trip_s=self._round_trip_s,
         )
 
     def is_worth_swapping(self, num_tokens: int, size_bytes: int) -> bool:
         """Return whether there is room to write this and measured rates favour a round trip."""
+        now_s = self._clock_s()
         return self.has_room(size_bytes) and is_swap_faster(
             num_tokens,
             size_bytes,
-            prefill_tokens_per_s=self._prefill.per_s,
-            fetch_bytes_per_s=self._fetch.per_s,
-            write_bytes_per_s=self._writing.per_s,
+            prefill_tokens_per_s=self._prefill.per_s(now_s),
+            fetch_bytes_per_s=self._fetch.per_s(now_s),
+            write_bytes_per_s=self._writing.per_s(now_s),
             round_trip_s=self._round_trip_s,
         )
 
@@ -114,7 +118,7 @@ class StoreTier:
 
     def note_prefill(self, num_tokens: int, duration_s: float) -> None:
         """Learn how fast prefill is."""
-        self._prefill.note(num_tokens, duration_s)
+        self._prefill.note(num_tokens, duration_s, self._clock_s())
 
     async def aclose(self) -> None:
         """Give up what is still in flight."""
@@ -158,13 +162,15 @@ class StoreTier:
         try:
             await self._read_into(payloads, stored, limit_s)
         finally:  # a read that was cut teaches as much as one that was not
-            self._fetch.note(len(payloads) * block_bytes, self._clock_s() - looked_up_s)
+            now_s = self._clock_s()
+            self._fetch.note(len(payloads) * block_bytes, now_s - looked_up_s, now_s)
 
     async def _read_into(self, payloads: Payloads, stored: Chain, limit_s: float) -> None:
         """Append the payloads of a run that is stored. Raises TimeoutError when it takes longer."""
         loop = self._loop
         end_s = loop.time() + limit_s
-        gap_s = self._timeout_s if self._fetch.per_s is None else limit_s
+        is_measured = self._fetch.per_s(self._clock_s()) is not None
+        gap_s = limit_s if is_measured else self._timeout_s
         async with (
             asyncio.timeout_at(min(end_s, loop.time() + gap_s)) as limit,
             aclosing(self._store.get(stored, 2 * limit_s)) as encoded,
@@ -180,11 +186,12 @@ class StoreTier:
                     return
 
     def _read_limit_s(self, num_tokens: int, size_bytes: int) -> float:
+        now_s = self._clock_s()
         limit_s = read_limit_s(
             num_tokens,
             size_bytes,
-            prefill_tokens_per_s=self._prefill.per_s,
-            fetch_bytes_per_s=self._fetch.per_s,
+            prefill_tokens_per_s=self._prefill.per_s(now_s),
+            fetch_bytes_per_s=self._fetch.per_s(now_s),
         )
         if limit_s is None:
             return TRIAL_TIMEOUTS * self._timeout_s
@@ -200,7 +207,8 @@ class StoreTier:
             ]
             num_stored = await self._store.put(entries, WRITE_TIMEOUT_S)
             self._metrics.chunks_written.inc(num_stored)
-            self._writing.note(size_bytes, self._clock_s() - started_s)
+            now_s = self._clock_s()
+            self._writing.note(size_bytes, now_s - started_s, now_s)
             self._breaker.note_success()
         except (UnderstudyError, TimeoutError):
             self._metrics.failures.labels(operation="write").inc()

@@ -5,13 +5,22 @@ from services.attention.rates import Breaker, Rate, is_fetch_faster, is_swap_fas
 
 def test_rate_starts_with_the_first_measurement_and_then_smooths():
     rate = Rate()
-    rate.note(0, 1.0)
-    rate.note(10, 0.0)
-    assert rate.per_s is None
-    rate.note(10, 1.0)
-    assert rate.per_s == 10.0
-    rate.note(20, 1.0)
-    assert rate.per_s == 12.0
+    rate.note(0, 1.0, 0.0)
+    rate.note(10, 0.0, 0.0)
+    assert rate.per_s(0.0) is None
+    rate.note(10, 1.0, 0.0)
+    assert rate.per_s(1e9) == 10.0
+    rate.note(20, 1.0, 0.0)
+    assert rate.per_s(0.0) == 12.0
+
+
+def test_rate_that_was_not_measured_for_a_while_is_forgotten():
+    rate = Rate(max_age_s=30.0)
+    rate.note(10, 1.0, 100.0)
+    assert rate.per_s(130.0) == 10.0
+    assert rate.per_s(130.1) is None
+    rate.note(1000, 1.0, 140.0)
+    assert rate.per_s(140.0) == 1000.0
 
 
 def faster(prefill: float | None, fetch: float | None, round_trip_s: float = 0.0) -> bool:

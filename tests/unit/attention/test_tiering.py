@@ -1,6 +1,7 @@
 """The I/O side of the tier: whatever the kvstore does, fewer payloads is the worst of it."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -9,7 +10,12 @@ from prometheus_client import CollectorRegistry
 
 from services.attention.metrics import TierMetrics
 from services.attention.sharing import Chain
-from services.attention.tiering import MAX_FAILURES, MAX_WRITING_BYTES, StoreTier
+from services.attention.tiering import (
+    MAX_FAILURES,
+    MAX_RATE_AGE_S,
+    MAX_WRITING_BYTES,
+    StoreTier,
+)
 from understudy.chunks import Chunk, chain_hashes, chain_root, encode_chunk
 from understudy.errors import Unavailable
 
@@ -66,9 +72,27 @@ def registry() -> CollectorRegistry:
     return CollectorRegistry()
 
 
+@dataclass
+class Clock:
+    """A clock that the test may put forward."""
+
+    ahead_s: float = 0.0
+
+    def __call__(self) -> float:
+        return time.monotonic() + self.ahead_s
+
+
 @pytest.fixture
-async def tier(store: FakeStore, registry: CollectorRegistry) -> AsyncIterator[StoreTier]:
-    tier = StoreTier(store, asyncio.get_running_loop(), TierMetrics(registry), timeout_s=0.05)
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def tier(
+    store: FakeStore, registry: CollectorRegistry, clock: Clock
+) -> AsyncIterator[StoreTier]:
+    loop, metrics = asyncio.get_running_loop(), TierMetrics(registry)
+    tier = StoreTier(store, loop, metrics, timeout_s=0.05, clock_s=clock)
     yield tier
     await tier.aclose()
 
@@ -177,6 +201,22 @@ async def test_slow_fetch_is_not_worth_it_once_measured(tier: StoreTier, store: 
     await load(tier)
     tier.note_prefill(10**9, 1.0)
     assert not tier.is_worth_loading(1, 8)
+
+
+async def test_store_that_was_slow_once_is_measured_again_after_a_while(
+    tier: StoreTier, store: FakeStore, clock: Clock
+):
+    store.data = [encode_chunk(chunk(0))]
+    store.may_put.set()
+    await load(tier)
+    tier.store("acme", "", [chunk(1)])
+    await settle(tier)
+    tier.note_prefill(10**9, 1.0)
+    assert not tier.is_worth_loading(1, 8)
+    assert not tier.is_worth_swapping(1, 8)
+    clock.ahead_s += MAX_RATE_AGE_S
+    assert tier.is_worth_loading(1, 8)
+    assert tier.is_worth_swapping(1, 8)
 
 
 async def test_swap_is_not_worth_it_once_writing_proved_slow(tier: StoreTier, store: FakeStore):
