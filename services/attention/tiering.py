@@ -1,13 +1,14 @@
 """The I/O side of the KV tier: reads and writes chunks in the kvstore, on the event loop.
 
 The engine thread calls it and is never held up. A miss, a timeout, a chunk that does not belong
-or a dead kvstore all look the same from there: fewer payloads came, the rest is recomputed. Writes
-are dropped rather than queued beyond a fixed number of bytes.
+or a dead kvstore all look the same from there: fewer payloads came, the rest is recomputed. What is
+in flight to be written is bounded in bytes.
 """
 
 import asyncio
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -26,6 +27,8 @@ from understudy.chunks import Chunk, Mismatch, decode_chunk
 from understudy.errors import UnderstudyError
 
 MAX_WRITING_BYTES: Final = 64 << 20
+MAX_ABSENT: Final = 65_536
+"""Chunks remembered as absent until the engine asks; beyond that the oldest are forgotten."""
 MAX_FAILURES: Final = 3
 REST_S: Final = 5.0
 WRITE_TIMEOUT_S: Final = 10.0
@@ -76,6 +79,7 @@ class StoreTier:
         self._round_trip_s = 0.0
         self._writing_bytes = 0
         self._writing_lock = threading.Lock()
+        self._absent: deque[bytes] = deque(maxlen=MAX_ABSENT)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def is_worth_loading(self, num_tokens: int, size_bytes: int) -> bool:
@@ -92,7 +96,7 @@ class StoreTier:
     def is_worth_swapping(self, num_tokens: int, size_bytes: int) -> bool:
         """Return whether there is room to write this and measured rates favour a round trip."""
         now_s = self._clock_s()
-        return self.has_room(size_bytes) and is_swap_faster(
+        return size_bytes <= self.room_bytes() and is_swap_faster(
             num_tokens,
             size_bytes,
             prefill_tokens_per_s=self._prefill.per_s(now_s),
@@ -111,10 +115,15 @@ class StoreTier:
         self._note_writing(sum(len(chunk.payload) for chunk in chunks))
         self._loop.call_soon_threadsafe(self._spawn, self._write(tenant, traceparent, chunks))
 
-    def has_room(self, size_bytes: int) -> bool:
-        """Return whether writes in flight leave room for this much more."""
-        is_open = self._breaker.allows(self._clock_s())
-        return is_open and self._writing_bytes + size_bytes <= MAX_WRITING_BYTES
+    def room_bytes(self) -> int:
+        """Return how much more may be written beside the writes in flight."""
+        if not self._breaker.allows(self._clock_s()):
+            return 0
+        return max(0, MAX_WRITING_BYTES - self._writing_bytes)
+
+    def take_absent(self) -> list[bytes]:
+        """Return which chunks turned out not to be stored since the last call."""
+        return [self._absent.popleft() for _ in range(len(self._absent))]
 
     def note_prefill(self, num_tokens: int, duration_s: float) -> None:
         """Learn how fast prefill is."""
@@ -155,6 +164,7 @@ class StoreTier:
         num_stored = await self._store.lookup(chain, self._timeout_s)
         looked_up_s = self._clock_s()
         self._round_trip_s = looked_up_s - started_s
+        self._absent.extend(chain.hashes[num_stored:])
         if num_stored == 0:
             return
         stored = replace(chain, hashes=chain.hashes[:num_stored])
@@ -180,10 +190,12 @@ class StoreTier:
                 chunk = decode_chunk(data, stored.config_digest, stored.hashes[len(payloads)])
                 if isinstance(chunk, Mismatch):
                     self._metrics.failures.labels(operation="decode").inc()
+                    self._absent.append(stored.hashes[len(payloads)])
                     return
                 payloads.append(memoryview(chunk.payload))
                 if len(payloads) == len(stored.hashes):
                     return
+        self._absent.extend(stored.hashes[len(payloads) :])
 
     def _read_limit_s(self, num_tokens: int, size_bytes: int) -> float:
         now_s = self._clock_s()
@@ -212,6 +224,7 @@ class StoreTier:
             self._breaker.note_success()
         except (UnderstudyError, TimeoutError):
             self._metrics.failures.labels(operation="write").inc()
+            self._absent.extend(chunk.hash for chunk in chunks)
             self._breaker.note_failure(self._clock_s())
         finally:
             self._note_writing(-size_bytes)

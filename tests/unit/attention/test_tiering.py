@@ -154,7 +154,7 @@ async def test_store_that_is_too_slow_for_a_read_is_no_failing_store(
     store.data, store.num_stored, store.stalls = [encode_chunk(chunk(0))], 3, True
     for _ in range(MAX_FAILURES):
         assert len(await load(tier)) == 1
-    assert tier.has_room(8)
+    assert tier.room_bytes()
     tier.note_prefill(10**9, 1.0)
     assert not tier.is_worth_loading(12, 24)  # its rate is known by what it brought
 
@@ -163,7 +163,7 @@ async def test_store_that_brings_nothing_at_all_is_left_alone(tier: StoreTier, s
     store.num_stored, store.stalls = 3, True
     for _ in range(MAX_FAILURES):
         assert await load(tier) == []
-    assert not tier.has_room(8)
+    assert not tier.room_bytes()
 
 
 async def test_first_read_goes_on_as_long_as_chunks_come(
@@ -193,7 +193,7 @@ async def test_dead_store_is_left_alone_after_some_failures(tier: StoreTier, sto
         assert tier.is_worth_loading(64, 8)
         assert await load(tier) == []
     assert not tier.is_worth_loading(64, 8)
-    assert not tier.has_room(8)
+    assert not tier.room_bytes()
 
 
 async def test_slow_fetch_is_not_worth_it_once_measured(tier: StoreTier, store: FakeStore):
@@ -241,11 +241,36 @@ async def test_chunks_are_written_in_the_order_given(tier: StoreTier, store: Fak
 
 
 async def test_writes_in_flight_are_bounded_and_freed(tier: StoreTier, store: FakeStore):
-    assert tier.has_room(MAX_WRITING_BYTES)
+    assert tier.room_bytes() == MAX_WRITING_BYTES
     tier.store("acme", "", [chunk(0)])
-    assert not tier.has_room(MAX_WRITING_BYTES)
+    assert tier.room_bytes() == MAX_WRITING_BYTES - 8
     store.error = Unavailable("away")
     store.may_put.set()
     await settle(tier)
-    assert tier.has_room(MAX_WRITING_BYTES)
+    assert tier.room_bytes() == MAX_WRITING_BYTES
     assert store.puts == []
+
+
+async def test_chunks_that_could_not_be_written_are_told_once(tier: StoreTier, store: FakeStore):
+    store.may_put.set()
+    tier.store("acme", "", [chunk(0)])
+    await settle(tier)
+    assert tier.take_absent() == []
+    store.error = Unavailable("away")
+    tier.store("acme", "", [chunk(2), chunk(1)])
+    await settle(tier)
+    assert tier.take_absent() == [HASHES[2], HASHES[1]]
+    assert tier.take_absent() == []
+
+
+async def test_chunks_that_a_look_up_or_a_read_missed_are_told(tier: StoreTier, store: FakeStore):
+    store.data = [encode_chunk(chunk(0))]
+    await load(tier)
+    assert tier.take_absent() == [HASHES[1], HASHES[2]]
+    store.num_stored = 2  # the second was evicted since the look-up
+    await load(tier)
+    assert tier.take_absent() == [HASHES[2], HASHES[1]]
+    store.data = [encode_chunk(chunk(1))]
+    store.num_stored = 3
+    await load(tier)
+    assert tier.take_absent() == [HASHES[0]]
