@@ -220,6 +220,9 @@ class RemoteExperts:
         self._keep_doing(f"The controller at {self._placement}", attempt)
 
     def _place(self, table: controller_pb2.Placement) -> None:
+        if not table.replicas:  # nobody to ask: those of the last table can only be better
+            self._failure = f"the controller knows no live expert worker of pool {self._pool!r}"
+            return
         placement = Placement(table.epoch, tuple(map(self._to_replica, table.replicas)))
         with self._lock:
             self._dispatcher.place(placement)
@@ -229,8 +232,6 @@ class RemoteExperts:
             self._note_readiness()
         for address, channel in new.items():
             self._spawn(f"experts-{address}", partial(self._keep_connected, address, channel))
-        if not placement.replicas:
-            self._failure = f"the controller knows no live expert worker of pool {self._pool!r}"
 
     def _to_replica(self, share: controller_pb2.ExpertReplica) -> Replica:
         layers = range(share.first_layer, share.first_layer + share.num_layers)

@@ -7,7 +7,7 @@ import torch
 
 from services.attention.clients import RemoteExperts
 from services.attention.observers import TraceSegment
-from tests.contract.experts.parts import DENSE, MIXTURE, Fleet, forward, seeded, until
+from tests.contract.experts.parts import DENSE, MIXTURE, POOL, Fleet, forward, seeded, until
 from understudy.errors import Unavailable
 from understudy.exchange.frame import Header
 
@@ -151,6 +151,17 @@ async def test_a_pool_of_another_model_is_not_used_and_the_error_says_so(fleet: 
             await asyncio.to_thread(experts.start, 1.0)
     finally:
         await asyncio.to_thread(experts.close)
+
+
+async def test_a_table_without_replicas_leaves_the_last_one_in_place(fleet: Fleet, tokens):
+    model = seeded(DENSE)
+    await fleet.add_worker(model)
+    _, tables, controller = await fleet.control()
+    experts = await fleet.connect(model, controller, retry_window_s=1.0)
+    await tables.update(POOL, [])
+    await asyncio.to_thread(until, lambda: "knows no live expert worker" in experts._failure)
+    remote = await asyncio.to_thread(forward, model, experts, tokens)
+    assert torch.equal(remote, forward(model, None, tokens))
 
 
 async def test_an_unknown_pool_is_named_in_the_error(fleet: Fleet):
