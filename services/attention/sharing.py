@@ -13,7 +13,7 @@ from services.attention import sequence as sequences
 from services.attention.blocks import BlockManager
 from services.attention.preemption import Preemption
 from services.attention.touches import TouchFilter
-from understudy.chunks import Chunk, chain_root, next_hash
+from understudy.chunks import MAX_CHAIN_HASHES, Chunk, chain_root, next_hash
 from understudy.errors import FailedPrecondition
 
 
@@ -138,7 +138,7 @@ class Sharing:
         """Ask the tier for what local blocks lack; return False when that is not worth it."""
         num_local = len(self._blocks.match(hashes))
         sequence.num_local_blocks = num_local
-        missing = tuple(hashes[num_local:])
+        missing = tuple(hashes[num_local : num_local + MAX_CHAIN_HASHES])
         num_tokens = len(missing) * self._blocks.block_size
         size_bytes = len(missing) * self._contents.block_bytes
         if num_tokens < max(1, self._min_tokens):

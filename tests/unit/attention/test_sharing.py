@@ -10,7 +10,7 @@ from services.attention.scheduler import Scheduler
 from services.attention.sequence import Phase, Priority, Sequence, SequenceKey
 from services.attention.sharing import Chain, ChainKeys, OnLoaded, Payloads, Sharing
 from tests.unit.attention.parts import ROOT, FakeRunner, make_core, submission
-from understudy.chunks import Chunk, chain_hashes
+from understudy.chunks import MAX_CHAIN_HASHES, Chunk, chain_hashes
 from understudy.errors import FailedPrecondition
 
 BLOCK_SIZE = 4
@@ -94,7 +94,7 @@ class Rig:
             self.core.check_integrity()
 
 
-def make_rig(num_blocks: int = 16, write_touches: int = 2) -> Rig:
+def make_rig(num_blocks: int = 16, write_touches: int = 2, max_context: int = 64) -> Rig:
     blocks = BlockManager(num_blocks, BLOCK_SIZE)
     keys = ChainKeys(DIGESTS, BLOCK_SIZE)
     scheduler = Scheduler(
@@ -113,6 +113,7 @@ def make_rig(num_blocks: int = 16, write_touches: int = 2) -> Rig:
     core = make_core(
         runner,
         scheduler,
+        max_context=max_context,
         sharing=sharing,
         on_loaded=lambda key, payloads: loaded.append((key, payloads)),
     )
@@ -167,6 +168,14 @@ def test_only_what_local_blocks_lack_is_asked_for(rig: Rig):
     rig.run()
     end = finished(rig)
     assert (end.local_cached_tokens, end.remote_cached_tokens) == (4, 4)
+
+
+def test_prefix_with_more_blocks_than_a_chain_may_have_is_asked_for_from_its_head():
+    rig = make_rig(num_blocks=MAX_CHAIN_HASHES + 8, max_context=MAX_CHAIN_HASHES * 5)
+    prompt = [3 + index % 80 for index in range((MAX_CHAIN_HASHES + 2) * BLOCK_SIZE)]
+    rig.core.submit(submission(1, prompt, max_tokens=1, kv_root=ROOT))
+    (chain, _) = rig.tier.loads[0]
+    assert chain.hashes == tuple(rig.hashes(prompt)[:MAX_CHAIN_HASHES])
 
 
 def test_adapters_ask_for_different_chunks(rig: Rig):
