@@ -12,6 +12,7 @@ from services.experts.worker import ExpertWorker
 from understudy.api.experts.v1 import experts_pb2, experts_pb2_grpc
 from understudy.errors import FailedPrecondition, InvalidArgument
 from understudy.exchange.frame import MAX_FRAME_BYTES, VERSION
+from understudy.rpc import to_seconds
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class ExpertsServicer(experts_pb2_grpc.ExpertsServiceServicer):
         context: object,  # noqa: ARG002
     ) -> experts_pb2.DrainResponse:
         """Refuse new frames and wait until those admitted are answered or `grace` has passed."""
-        grace_s = request.grace.ToTimedelta().total_seconds()
+        grace_s = to_seconds(request.grace)
         if not 0 <= grace_s <= MAX_DRAIN_S:
             raise InvalidArgument(
                 f"The grace of {grace_s:g} s is not within 0 to {MAX_DRAIN_S:g}.",
