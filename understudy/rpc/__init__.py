@@ -1,4 +1,4 @@
-"""What both ends of a call share: channels, deadlines, durations, status <-> error, request id, trace context.
+"""What both ends of a call share: channels, times, status <-> error, request id, trace context.
 
 Imports grpcio, protobuf and googleapis only, because the SDK stands on it; trace context works
 when opentelemetry-api is importable and is silently off when it is not.

@@ -1,6 +1,7 @@
 """The same sums whoever computes them, and whoever dies in between."""
 
 import asyncio
+import math
 
 import pytest
 import torch
@@ -183,7 +184,7 @@ async def test_rows_in_the_spans_add_up_to_positions_times_layers(fleet: Fleet, 
     parents = [f"00-{'1' * 32}-{digit * 16}-01" for digit in "12"]
     for step in range(2):
         segments = [TraceSegment(parents[0], 8), TraceSegment(parents[1], 2), TraceSegment("", 1)]
-        experts.begin_step(step, segments)
+        experts.begin_step(step, segments, math.inf)
         await asyncio.to_thread(forward, model, experts, tokens)
     for parent in parents:
         experts.end_trace(parent)
