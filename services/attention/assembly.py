@@ -43,6 +43,8 @@ async def open_worker(
             health=health,
             registry=registry,
         )
+        if remote is not None:
+            _follow_experts(worker, remote)
         worker.start()
         stack.push_async_callback(worker.stop)
         yield worker
@@ -58,6 +60,16 @@ async def _open_experts(
     stack.callback(remote.close)
     await asyncio.to_thread(remote.start)
     return remote
+
+
+def _follow_experts(worker: AttentionWorker, remote: RemoteExperts) -> None:
+    """Let the worker take work only while its expert workers are there."""
+    loop = asyncio.get_running_loop()
+
+    def on_readiness(is_ready: bool) -> None:
+        loop.call_soon_threadsafe(worker.note_experts, is_ready)
+
+    remote.serve(lambda: worker.engine.is_wanted, on_readiness)
 
 
 def _open_tier(

@@ -17,7 +17,7 @@ from services.attention.admission import check_deadline, least_outputs, retry_af
 from services.attention.decoding import Decoding
 from services.attention.forecast import StepCosts
 from services.attention.metrics import EngineMetrics
-from services.attention.observers import StepObserver
+from services.attention.observers import StepInterrupted, StepObserver
 from services.attention.outputs import StepOutput, TokenRun
 from services.attention.reporting import Reports
 from services.attention.scheduler import ScheduledChunk, Scheduler
@@ -44,7 +44,8 @@ class Runner(Protocol):
     def run(self, chunks: Sequence[ScheduledChunk]) -> list[Choice | None]:
         """Compute the chunks and choose a token for each sampling one, in order.
 
-        Raises Unavailable when experts that compute elsewhere are away.
+        Raises Unavailable when experts that compute elsewhere are away, and StepInterrupted when
+        they are and this thread is wanted meanwhile.
         """
         ...
 
@@ -172,9 +173,11 @@ class EngineCore:
         self._step += 1
         started_ns = time.time_ns()
         started_s = time.perf_counter()
-        self._reports.begin_step(self._step, chunks)
+        self._reports.begin_step(self._step, chunks, self.next_deadline_s)
         try:
             choices = self._runner.run(chunks)
+        except StepInterrupted:
+            return True  # nothing was advanced: who is left is scheduled again
         except Unavailable as error:
             self._lose(chunks, error)
             return True

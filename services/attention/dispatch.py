@@ -13,7 +13,7 @@ from typing import Final, Self
 
 from torch import Tensor
 
-from understudy.errors import FailedPrecondition, UnderstudyError
+from understudy.errors import FailedPrecondition
 from understudy.exchange.frame import MAX_MESSAGE_BYTES, Buffer, Header
 from understudy.exchange.shards import whole_shards
 from understudy.exchange.traces import MAX_SEGMENTS, SEGMENT
@@ -132,6 +132,8 @@ class Call:
     pieces: Sequence[Buffer]
     unassigned: set[int]
     """Shards that are with no worker and have no sum."""
+    started_s: float = 0.0
+    """When it was given to whoever dispatches it."""
     deadline_s: float = 0.0
     """When whoever dispatches it gives up; set when it starts."""
     tried: set[tuple[int, str]] = field(default_factory=set)
@@ -139,7 +141,7 @@ class Call:
     last_failure: str = "no expert worker is connected"
     _sums: dict[int, Tensor] = field(default_factory=dict)
     _num_missing: int = 0
-    _error: UnderstudyError | None = None
+    _error: Exception | None = None
     _done: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -165,14 +167,17 @@ class Call:
         if is_tried:
             self.tried.update((shard, assignment.address) for shard in assignment.shards)
 
-    def fail(self, error: UnderstudyError) -> None:
+    def fail(self, error: Exception) -> None:
         """Give up; whoever waits gets the error."""
         if not self.is_done:
             self._error = error
             self._done.release()
 
     def wait(self) -> Tensor:
-        """Return the sum (T, D) over all shards, added in canonical order; raises Unavailable."""
+        """Return the sum (T, D) over all shards, added in canonical order.
+
+        Raises Unavailable, or whatever else the call was failed with.
+        """
         with self._done:
             if self._error is not None:
                 raise self._error

@@ -9,6 +9,7 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -47,6 +48,7 @@ class Engine:
         self._on_death = on_death
         self._metrics = metrics
         self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self._cancels: deque[SequenceKey] = deque()
         self._is_stopping = threading.Event()
         self._is_dead = threading.Event()
         self._stats = self._core.stats()
@@ -57,6 +59,11 @@ class Engine:
     def is_dead(self) -> bool:
         """Whether the loop has failed."""
         return self._is_dead.is_set()
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether a cancel waits to be heard, or the end: no forward should hold them up."""
+        return bool(self._cancels) or self._is_stopping.is_set()
 
     @property
     def stats(self) -> EngineStats:
@@ -82,7 +89,8 @@ class Engine:
 
     def cancel(self, key: SequenceKey) -> None:
         """End a sequence before the next step."""
-        self._inbox.put(lambda core: core.cancel(key))
+        self._cancels.append(key)
+        self._inbox.put(lambda core: core.cancel(self._cancels.popleft()))
 
     def call(self, command: Command) -> None:
         """Run something on the engine thread between two steps."""

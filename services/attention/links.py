@@ -6,11 +6,13 @@ another replica at once. A call that nobody can serve fails as Unavailable when 
 and until then a worker that comes back is used.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from services.attention.dispatch import Assignment, Call, Placement, choose_replicas
+from services.attention.observers import StepInterrupted
 from understudy.errors import FailedPrecondition, Unavailable, UnderstudyError
 from understudy.exchange.frame import Frame, FrameStatus, decode_frame
 from understudy.exchange.lanes import Lanes
@@ -19,6 +21,8 @@ from understudy.exchange.tensors import read_error, read_reply
 
 STALE_GRACE_S: Final = 1.0
 """How long a refused epoch waits for the new table before going on without it."""
+STUCK_S: Final = 1.0
+"""How long a feed-forward may take before it counts as stuck although a worker has it."""
 US_PER_S: Final = 1_000_000
 
 
@@ -108,6 +112,9 @@ class Dispatcher:
         self._calls: set[Call] = set()
         self._epoch_floor = 0
         self._stale_until_s = 0.0
+        self._interrupted_s = -math.inf
+        self._waited_s = 0.0
+        self._is_spared = False
         self.placement = Placement(0, ())
 
     @property
@@ -150,10 +157,35 @@ class Dispatcher:
         return all(num_covered(layer) == num_shards for layer in range(num_layers))
 
     def start(self, call: Call) -> None:
-        """Send a new call's shards to their workers; its window opens now."""
-        call.deadline_s = self._clock_s() + self._retry_window_s
+        """Send a new call's shards to their workers; its window opens now.
+
+        It opened earlier for a call that takes the place of one that was interrupted.
+        """
+        call.started_s = self._clock_s()
+        call.deadline_s = call.started_s + max(0.0, self._retry_window_s - self._waited_s)
         self._calls.add(call)
         self._pump(call, is_retry=False)
+
+    def begin_step(self) -> None:
+        """Note that another forward begins; one that follows an interrupted one is the same."""
+        self._is_spared = self._clock_s() - self._interrupted_s < STUCK_S
+        if not self._is_spared:
+            self._waited_s = 0.0
+
+    def interrupt(self) -> None:
+        """Give up a forward that is stuck, so that the thread that waits for it can do other work.
+
+        Stuck is what no connected worker holds, and what has taken `STUCK_S`; the latter is not
+        interrupted twice in a row, so that workers which are merely slow get through.
+        """
+        now = self._clock_s()
+        if not any(self._is_stuck(call, now) for call in self._calls):
+            return
+        self._waited_s += now - min(call.started_s for call in self._calls)
+        self._interrupted_s = now
+        calls, self._calls = self._calls, set()
+        for call in calls:
+            call.fail(StepInterrupted())
 
     def broadcast(self, frame: bytes) -> None:
         """Send a frame that has no reply to every connected worker."""
@@ -198,7 +230,19 @@ class Dispatcher:
             call.drop(assignment, f"{failure}: {read_error(frame)}", is_tried=is_tried)
         if call.is_done:
             self._calls.discard(call)
+            self._waited_s = 0.0
         self._pump_all(is_retry=False)
+
+    def _is_stuck(self, call: Call, now_s: float) -> bool:
+        held = choose_replicas(
+            self.placement,
+            call.header.layer,
+            call.unassigned,
+            lambda _, address: address in self._links,
+        )
+        if sum(assignment.num_shards for assignment in held) < len(call.unassigned):
+            return True
+        return not self._is_spared and now_s - call.started_s >= STUCK_S
 
     def _accept(self, flight: Flight, frame: Frame) -> None:
         call, assignment = flight.call, flight.assignment
@@ -218,6 +262,7 @@ class Dispatcher:
 
     def _fail(self, call: Call, reason: str) -> None:
         self._calls.discard(call)
+        self._waited_s = 0.0
         layer = call.header.layer
         sentence = f"No expert worker computed layer {layer} {reason}."
         call.fail(Unavailable(sentence, {"layer": str(layer)}))

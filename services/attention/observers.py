@@ -16,11 +16,22 @@ class TraceSegment:
     num_rows: int
 
 
+class StepInterrupted(Exception):
+    """A forward that nobody computed was given up: the engine thread is wanted elsewhere.
+
+    No failure: nothing was advanced, and the same forward is run again.
+    """
+
+
 class StepObserver(Protocol):
     """Hears of each forward before it starts and of each attempt that ended."""
 
-    def begin_step(self, step: int, segments: Sequence[TraceSegment]) -> None:
-        """Announce the next forward; called by the engine thread."""
+    def begin_step(self, step: int, segments: Sequence[TraceSegment], deadline_s: float) -> None:
+        """Announce the next forward; called by the engine thread.
+
+        The earliest deadline of any live sequence, on the monotonic clock, says until when a
+        forward that nobody computes may hold the thread up.
+        """
         ...
 
     def end_trace(self, traceparent: str) -> None:
@@ -31,7 +42,7 @@ class StepObserver(Protocol):
 class NoObserver:
     """The `StepObserver` of a model whose experts are local."""
 
-    def begin_step(self, step: int, segments: Sequence[TraceSegment]) -> None:
+    def begin_step(self, step: int, segments: Sequence[TraceSegment], deadline_s: float) -> None:
         """Ignore the step."""
 
     def end_trace(self, traceparent: str) -> None:

@@ -1,27 +1,39 @@
 """Measured rates, and whether a fetch beats recomputing. Pure arithmetic."""
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
 SMOOTHING: Final = 0.2
 HEADROOM: Final = 1.25
+SLACK: Final = 2.0
+"""How much longer than its rate promises a read may take."""
 
 
 @dataclass(slots=True)
 class Rate:
-    """An exponentially smoothed amount per second; None until something was measured."""
+    """An exponentially smoothed amount per second.
 
-    per_s: float | None = None
+    Unknown until something was measured, and again once the last measurement is older than
+    `max_age_s`: a rate that keeps anybody from measuring it must not hold for ever.
+    """
 
-    def note(self, amount: float, duration_s: float) -> None:
+    max_age_s: float = math.inf
+    _smoothed: float = 0.0
+    _noted_s: float = -math.inf
+
+    def note(self, amount: float, duration_s: float, now_s: float) -> None:
         """Learn from one measurement; empty ones teach nothing."""
         if amount <= 0 or duration_s <= 0:
             return
-        measured = amount / duration_s
-        if self.per_s is None:
-            self.per_s = measured
-        else:
-            self.per_s += SMOOTHING * (measured - self.per_s)
+        known, measured = self.per_s(now_s), amount / duration_s
+        self._smoothed = measured if known is None else known + SMOOTHING * (measured - known)
+        self._noted_s = now_s
+
+    def per_s(self, now_s: float) -> float | None:
+        """Return the rate, None while it is unknown."""
+        has_rate = self._smoothed > 0 and now_s - self._noted_s <= self.max_age_s
+        return self._smoothed if has_rate else None
 
 
 def is_fetch_faster(
@@ -34,7 +46,7 @@ def is_fetch_faster(
 ) -> bool:
     """Return whether fetching KV takes less time than computing it, with some headroom.
 
-    What has not been measured yet counts as fast enough: a fetch is how it gets measured.
+    What has not been measured lately counts as fast enough: a fetch is how it gets measured.
     """
     if prefill_tokens_per_s is None or fetch_bytes_per_s is None:
         return True
@@ -53,7 +65,7 @@ def is_swap_faster(
 ) -> bool:
     """Return whether writing KV out now and fetching it later takes less time than computing it.
 
-    What has not been measured yet counts as fast enough: a swap is how it gets measured.
+    What has not been measured lately counts as fast enough: a swap is how it gets measured.
     """
     write_s = 0.0 if write_bytes_per_s is None else size_bytes / write_bytes_per_s
     return is_fetch_faster(
@@ -63,6 +75,26 @@ def is_swap_faster(
         fetch_bytes_per_s=fetch_bytes_per_s,
         round_trip_s=round_trip_s + write_s,
     )
+
+
+def read_limit_s(
+    num_tokens: int,
+    size_bytes: int,
+    *,
+    prefill_tokens_per_s: float | None,
+    fetch_bytes_per_s: float | None,
+) -> float | None:
+    """Return how long a fetch may take before recomputing is the better choice.
+
+    That is what it was thought to take, with some slack, and at most what computing the same
+    takes; None when neither was measured.
+    """
+    limits_s = []
+    if prefill_tokens_per_s is not None:
+        limits_s.append(num_tokens / prefill_tokens_per_s)
+    if fetch_bytes_per_s is not None:
+        limits_s.append(SLACK * size_bytes / fetch_bytes_per_s)
+    return min(limits_s, default=None)
 
 
 @dataclass(slots=True)

@@ -1,5 +1,6 @@
 """What became of sequences, told to all who want to know: sessions, traces, metrics, experts."""
 
+import math
 import time
 from collections.abc import Sequence
 
@@ -39,8 +40,10 @@ class Reports:
         outputs, self._outputs = self._outputs, {}
         return outputs
 
-    def begin_step(self, step: int, chunks: Sequence[ScheduledChunk]) -> None:
-        """Announce the next forward."""
+    def begin_step(
+        self, step: int, chunks: Sequence[ScheduledChunk], deadline_s: float | None
+    ) -> None:
+        """Announce the next forward, and the earliest deadline of any live sequence."""
         self._step = step
         now_s = time.monotonic()
         for chunk in chunks:
@@ -53,7 +56,7 @@ class Reports:
         segments = [
             TraceSegment(self.traceparent(chunk.sequence), chunk.num_tokens) for chunk in chunks
         ]
-        self._observer.begin_step(step, segments)
+        self._observer.begin_step(step, segments, math.inf if deadline_s is None else deadline_s)
 
     def end_step(self, chunks: Sequence[ScheduledChunk], duration_s: float) -> None:
         """Count a forward that was computed; the chunks are not advanced yet."""

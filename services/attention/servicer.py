@@ -22,7 +22,7 @@ from understudy.api.attention.v1 import attention_pb2, attention_pb2_grpc
 from understudy.api.types.v1 import types_pb2
 from understudy.errors import Internal, InvalidArgument, UnderstudyError
 from understudy.grammar import GrammarKind, GrammarSource
-from understudy.rpc import error_to_proto
+from understudy.rpc import error_to_proto, to_seconds
 
 SERVICE: Final = attention_pb2.DESCRIPTOR.services_by_name["AttentionService"].full_name
 SESSION_METHOD: Final = f"/{SERVICE}/Session"
@@ -104,7 +104,7 @@ class AttentionServicer(attention_pb2_grpc.AttentionServiceServicer):
         context: object,  # noqa: ARG002
     ) -> attention_pb2.DrainResponse:
         """Stop admission and wait for running sequences."""
-        grace_s = request.grace.ToTimedelta().total_seconds()
+        grace_s = to_seconds(request.grace)
         if not 0 <= grace_s <= MAX_GRACE_S:
             raise InvalidArgument(
                 f"The grace is {grace_s:g} s; it is 0 to {MAX_GRACE_S:g} s.", {"field": "grace"}
@@ -150,7 +150,7 @@ def to_submission(key: SequenceKey, submit: attention_pb2.Submit, max_context: i
     sampling = submit.sampling
     time_left_s = MAX_SEQUENCE_S
     if submit.HasField("time_left"):
-        time_left_s = min(MAX_SEQUENCE_S, submit.time_left.ToTimedelta().total_seconds())
+        time_left_s = min(MAX_SEQUENCE_S, to_seconds(submit.time_left))
     default_tokens = min(DEFAULT_MAX_TOKENS, max_context)
     return Submission(
         key=key,

@@ -38,6 +38,7 @@ class Session:
         self._engine = engine
         self._metrics = metrics
         self._live: set[int] = set()
+        self._last_id = -1
         self._outputs: deque[StepOutput] = deque()
         self._has_news = asyncio.Event()
         self._has_room = asyncio.Event()
@@ -51,12 +52,18 @@ class Session:
         return len(self._live)
 
     def begin(self, sequence_id: int) -> SequenceKey:
-        """Register a sequence; an id that is still in use breaks the protocol."""
-        if sequence_id in self._live:
+        """Register a sequence; an id that is not above all before it breaks the protocol.
+
+        An id used twice would be two sequences to nobody: what is still under way for the first
+        would reach the second.
+        """
+        if sequence_id <= self._last_id:
             raise InvalidArgument(
-                f"Sequence {sequence_id} is still running in this session.",
+                f"Sequence {sequence_id} is not above {self._last_id}, the last of this session; "
+                "count the sequences of a session upwards.",
                 {"field": "submit.sequence_id"},
             )
+        self._last_id = sequence_id
         self._live.add(sequence_id)
         return SequenceKey(self.session_id, sequence_id)
 

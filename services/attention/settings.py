@@ -63,7 +63,7 @@ class AttentionSettings:
     kvstore_min_tokens: int = 32
     """Fewest missing prefix tokens worth asking the kvstore for."""
     kvstore_timeout_s: float = 0.25
-    """Longest wait for a look-up; what is late is recomputed."""
+    """Longest wait for a look-up, and for a chunk of the first read; what is late is recomputed."""
     kvstore_write_touches: int = 2
     """A chunk is written once this many sequences have had it; one-off prompts stay out."""
     ffn: Literal["fused", "remote"] = "fused"

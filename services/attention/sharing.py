@@ -5,18 +5,16 @@ came into the prefix cache, and handing full blocks over to be written. What it 
 recomputed, so nothing here ever fails a request.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Protocol
 
 from services.attention import sequence as sequences
 from services.attention.blocks import BlockManager
 from services.attention.preemption import Preemption
-from understudy.chunks import Chunk, chain_root, next_hash
+from services.attention.touches import TouchFilter
+from understudy.chunks import MAX_CHAIN_HASHES, Chunk, chain_root, next_hash
 from understudy.errors import FailedPrecondition
-
-MAX_TOUCHED: Final = 65_536
 
 
 class BlockContents(Protocol):
@@ -61,7 +59,7 @@ class KvTier(Protocol):
         """Return whether writing this now and fetching it later beats recomputing it."""
         ...
 
-    def load(self, chain: Chain, block_bytes: int, on_loaded: OnLoaded) -> None:
+    def load(self, chain: Chain, block_tokens: int, block_bytes: int, on_loaded: OnLoaded) -> None:
         """Fetch a run; `on_loaded` gets the payloads from its head, possibly none, exactly once."""
         ...
 
@@ -69,8 +67,15 @@ class KvTier(Protocol):
         """Write chunks in the order given, when there is room."""
         ...
 
-    def has_room(self, size_bytes: int) -> bool:
-        """Return whether this much may be handed over to be written now."""
+    def room_bytes(self) -> int:
+        """Return how much may be handed over to be written now."""
+        ...
+
+    def take_absent(self) -> list[bytes]:
+        """Return which chunks turned out not to be stored since the last call.
+
+        The store said so, or writing them failed.
+        """
         ...
 
     def note_prefill(self, num_tokens: int, duration_s: float) -> None:
@@ -103,31 +108,6 @@ class ChainKeys:
         return next_hash(self.parent(sequence, index), tokens)
 
 
-class TouchFilter:
-    """Second-touch admission: a chunk is written once it has been seen `threshold` times."""
-
-    def __init__(self, threshold: int, max_touched: int = MAX_TOUCHED) -> None:
-        self._threshold = threshold
-        self._max_touched = max_touched
-        self._touches: OrderedDict[bytes, int] = OrderedDict()
-
-    def touch(self, chain_hash: bytes) -> bool:
-        """Count one sequence that has this chunk; return whether it should be written now."""
-        count = self._touches.pop(chain_hash, 0) + 1
-        self._touches[chain_hash] = count
-        if len(self._touches) > self._max_touched:
-            self._touches.popitem(last=False)
-        return count == self._threshold
-
-    def is_stored(self, chain_hash: bytes) -> bool:
-        """Return whether this chunk was written, or came from the store."""
-        return self._touches.get(chain_hash, 0) >= self._threshold
-
-    def mark_stored(self, chain_hash: bytes) -> None:
-        """Remember that the store has this chunk."""
-        self._touches[chain_hash] = max(self._threshold, self._touches.get(chain_hash, 0))
-
-
 class Sharing:
     """Moves blocks between the prefix cache and the tier; the engine thread is its only caller."""
 
@@ -158,7 +138,7 @@ class Sharing:
         """Ask the tier for what local blocks lack; return False when that is not worth it."""
         num_local = len(self._blocks.match(hashes))
         sequence.num_local_blocks = num_local
-        missing = tuple(hashes[num_local:])
+        missing = tuple(hashes[num_local : num_local + MAX_CHAIN_HASHES])
         num_tokens = len(missing) * self._blocks.block_size
         size_bytes = len(missing) * self._contents.block_bytes
         if num_tokens < max(1, self._min_tokens):
@@ -171,7 +151,7 @@ class Sharing:
             hashes=missing,
             traceparent=traceparent,
         )
-        self._tier.load(chain, self._contents.block_bytes, on_loaded)
+        self._tier.load(chain, self._blocks.block_size, self._contents.block_bytes, on_loaded)
         return True
 
     def take_in(self, sequence: sequences.Sequence, payloads: Payloads) -> None:
@@ -194,17 +174,18 @@ class Sharing:
         self._blocks.release(held)
 
     def write_back(self, sequence: sequences.Sequence, start: int, traceparent: str) -> None:
-        """Hand the sealed blocks from `start` on over to be written, tail first."""
-        wanted = [
+        """Hand the sealed blocks from `start` on over to be written, as many as there is room for.
+
+        The first ones that are due go, tail first; the others are due at their next touch.
+        """
+        self._note_absent()
+        due = [
             index
             for index in range(start, sequence.num_sealed)
             if self._touches.touch(sequence.hashes[index])
         ]
-        size_bytes = len(wanted) * self._contents.block_bytes
-        if not wanted or not self._tier.has_room(size_bytes):
-            return
-        chunks = [self._chunk(sequence, index, sequence.blocks) for index in reversed(wanted)]
-        self._tier.store(sequence.submission.tenant, traceparent, chunks)
+        room = self._tier.room_bytes() // self._contents.block_bytes
+        self._store(sequence, due[:room], sequence.blocks, traceparent)
 
     def swap_out(self, preemption: Preemption, traceparent: str) -> int:
         """Write the KV of a preempted sequence when that beats recomputing it.
@@ -218,17 +199,33 @@ class Sharing:
             return 0
         if not self._tier.is_worth_swapping(num_tokens, num_sealed * self._contents.block_bytes):
             return 0
+        self._note_absent()
         wanted = [i for i in range(num_sealed) if not self._touches.is_stored(sequence.hashes[i])]
-        chunks = [self._chunk(sequence, index, preemption.blocks) for index in reversed(wanted)]
-        for index in wanted:
-            self._touches.mark_stored(sequence.hashes[index])
-        if chunks:
-            self._tier.store(sequence.submission.tenant, traceparent, chunks)
+        self._store(sequence, wanted, preemption.blocks, traceparent)
         return num_sealed
 
     def note_prefill(self, num_tokens: int, duration_s: float) -> None:
         """Tell the tier how long a step of prompt chunks took."""
         self._tier.note_prefill(num_tokens, duration_s)
+
+    def _note_absent(self) -> None:
+        for chain_hash in self._tier.take_absent():
+            self._touches.mark_absent(chain_hash)
+
+    def _store(
+        self,
+        sequence: sequences.Sequence,
+        indices: Sequence[int],
+        blocks: Sequence[int],
+        traceparent: str,
+    ) -> None:
+        """Hand over what counts as stored from now on, until the tier takes that back."""
+        if not indices:
+            return
+        chunks = [self._chunk(sequence, index, blocks) for index in reversed(indices)]
+        for chunk in chunks:
+            self._touches.mark_stored(chunk.hash)
+        self._tier.store(sequence.submission.tenant, traceparent, chunks)
 
     def _chunk(self, sequence: sequences.Sequence, index: int, blocks: Sequence[int]) -> Chunk:
         return Chunk(

@@ -1,28 +1,41 @@
 """The I/O side of the KV tier: reads and writes chunks in the kvstore, on the event loop.
 
 The engine thread calls it and is never held up. A miss, a timeout, a chunk that does not belong
-or a dead kvstore all look the same from there: fewer payloads came, the rest is recomputed. Writes
-are dropped rather than queued beyond a fixed number of bytes.
+or a dead kvstore all look the same from there: fewer payloads came, the rest is recomputed. What is
+in flight to be written is bounded in bytes.
 """
 
 import asyncio
 import threading
 import time
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Final, Protocol
 
 from services.attention.metrics import TierMetrics
-from services.attention.rates import Breaker, Rate, is_fetch_faster, is_swap_faster
+from services.attention.rates import (
+    Breaker,
+    Rate,
+    is_fetch_faster,
+    is_swap_faster,
+    read_limit_s,
+)
 from services.attention.sharing import Chain, OnLoaded, Payloads
 from understudy.chunks import Chunk, Mismatch, decode_chunk
 from understudy.errors import UnderstudyError
 
 MAX_WRITING_BYTES: Final = 64 << 20
+MAX_ABSENT: Final = 65_536
+"""Chunks remembered as absent until the engine asks; beyond that the oldest are forgotten."""
 MAX_FAILURES: Final = 3
 REST_S: Final = 5.0
 WRITE_TIMEOUT_S: Final = 10.0
+MAX_RATE_AGE_S: Final = 30.0
+"""How long the store counts as slow because it was; then a transfer measures it anew."""
+TRIAL_TIMEOUTS: Final = 8
+"""Look-up timeouts that a read may take in all while no rate at all is known."""
 
 
 class ChunkStore(Protocol):
@@ -51,59 +64,70 @@ class StoreTier:
         metrics: TierMetrics,
         *,
         timeout_s: float,
+        clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`timeout_s` bounds a look-up, and a read that recomputing would outrun anyway."""
+        """`timeout_s` bounds a look-up, and each chunk's wait until the store's rate is known."""
         self._store = store
         self._loop = loop
         self._metrics = metrics
         self._timeout_s = timeout_s
+        self._clock_s = clock_s
         self._breaker = Breaker(MAX_FAILURES, REST_S)
         self._prefill = Rate()
-        self._fetch = Rate()
-        self._writing = Rate()
+        self._fetch = Rate(MAX_RATE_AGE_S)
+        self._writing = Rate(MAX_RATE_AGE_S)
         self._round_trip_s = 0.0
         self._writing_bytes = 0
         self._writing_lock = threading.Lock()
+        self._absent: deque[bytes] = deque(maxlen=MAX_ABSENT)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def is_worth_loading(self, num_tokens: int, size_bytes: int) -> bool:
         """Return whether the kvstore answers and measured rates favour a fetch."""
-        return self._breaker.allows(time.monotonic()) and is_fetch_faster(
+        now_s = self._clock_s()
+        return self._breaker.allows(now_s) and is_fetch_faster(
             num_tokens,
             size_bytes,
-            prefill_tokens_per_s=self._prefill.per_s,
-            fetch_bytes_per_s=self._fetch.per_s,
+            prefill_tokens_per_s=self._prefill.per_s(now_s),
+            fetch_bytes_per_s=self._fetch.per_s(now_s),
             round_trip_s=self._round_trip_s,
         )
 
     def is_worth_swapping(self, num_tokens: int, size_bytes: int) -> bool:
         """Return whether there is room to write this and measured rates favour a round trip."""
-        return self.has_room(size_bytes) and is_swap_faster(
+        now_s = self._clock_s()
+        return size_bytes <= self.room_bytes() and is_swap_faster(
             num_tokens,
             size_bytes,
-            prefill_tokens_per_s=self._prefill.per_s,
-            fetch_bytes_per_s=self._fetch.per_s,
-            write_bytes_per_s=self._writing.per_s,
+            prefill_tokens_per_s=self._prefill.per_s(now_s),
+            fetch_bytes_per_s=self._fetch.per_s(now_s),
+            write_bytes_per_s=self._writing.per_s(now_s),
             round_trip_s=self._round_trip_s,
         )
 
-    def load(self, chain: Chain, block_bytes: int, on_loaded: OnLoaded) -> None:
+    def load(self, chain: Chain, block_tokens: int, block_bytes: int, on_loaded: OnLoaded) -> None:
         """Fetch a run in the background; `on_loaded` is called on the event loop."""
-        self._loop.call_soon_threadsafe(self._spawn, self._load(chain, block_bytes, on_loaded))
+        loading = self._load(chain, block_tokens, block_bytes, on_loaded)
+        self._loop.call_soon_threadsafe(self._spawn, loading)
 
     def store(self, tenant: str, traceparent: str, chunks: Sequence[Chunk]) -> None:
         """Write chunks in the background, in the order given."""
         self._note_writing(sum(len(chunk.payload) for chunk in chunks))
         self._loop.call_soon_threadsafe(self._spawn, self._write(tenant, traceparent, chunks))
 
-    def has_room(self, size_bytes: int) -> bool:
-        """Return whether writes in flight leave room for this much more."""
-        is_open = self._breaker.allows(time.monotonic())
-        return is_open and self._writing_bytes + size_bytes <= MAX_WRITING_BYTES
+    def room_bytes(self) -> int:
+        """Return how much more may be written beside the writes in flight."""
+        if not self._breaker.allows(self._clock_s()):
+            return 0
+        return max(0, MAX_WRITING_BYTES - self._writing_bytes)
+
+    def take_absent(self) -> list[bytes]:
+        """Return which chunks turned out not to be stored since the last call."""
+        return [self._absent.popleft() for _ in range(len(self._absent))]
 
     def note_prefill(self, num_tokens: int, duration_s: float) -> None:
         """Learn how fast prefill is."""
-        self._prefill.note(num_tokens, duration_s)
+        self._prefill.note(num_tokens, duration_s, self._clock_s())
 
     async def aclose(self) -> None:
         """Give up what is still in flight."""
@@ -116,49 +140,78 @@ class StoreTier:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _load(self, chain: Chain, block_bytes: int, on_loaded: OnLoaded) -> None:
+    async def _load(
+        self, chain: Chain, block_tokens: int, block_bytes: int, on_loaded: OnLoaded
+    ) -> None:
         payloads: Payloads = []
         try:
-            await self._fetch_into(payloads, chain, block_bytes)
+            await self._fetch_into(payloads, chain, block_tokens, block_bytes)
             self._breaker.note_success()
-        except (UnderstudyError, TimeoutError):
+        except (UnderstudyError, TimeoutError) as error:
             self._metrics.failures.labels(operation="read").inc()
-            self._breaker.note_failure(time.monotonic())
+            if payloads and isinstance(error, TimeoutError):
+                self._breaker.note_success()  # alive and slow, which its rate says from now on
+            else:
+                self._breaker.note_failure(self._clock_s())
         finally:
             self._metrics.chunks_read.inc(len(payloads))
             on_loaded(payloads)
 
-    async def _fetch_into(self, payloads: Payloads, chain: Chain, block_bytes: int) -> None:
-        started_s = time.monotonic()
+    async def _fetch_into(
+        self, payloads: Payloads, chain: Chain, block_tokens: int, block_bytes: int
+    ) -> None:
+        started_s = self._clock_s()
         num_stored = await self._store.lookup(chain, self._timeout_s)
-        looked_up_s = time.monotonic()
+        looked_up_s = self._clock_s()
         self._round_trip_s = looked_up_s - started_s
+        self._absent.extend(chain.hashes[num_stored:])
         if num_stored == 0:
             return
         stored = replace(chain, hashes=chain.hashes[:num_stored])
-        reading = self._store.get(stored, self._timeout_s * num_stored)
+        limit_s = self._read_limit_s(num_stored * block_tokens, num_stored * block_bytes)
+        try:
+            await self._read_into(payloads, stored, limit_s)
+        finally:  # a read that was cut teaches as much as one that was not
+            now_s = self._clock_s()
+            self._fetch.note(len(payloads) * block_bytes, now_s - looked_up_s, now_s)
+
+    async def _read_into(self, payloads: Payloads, stored: Chain, limit_s: float) -> None:
+        """Append the payloads of a run that is stored. Raises TimeoutError when it takes longer."""
+        loop = self._loop
+        end_s = loop.time() + limit_s
+        is_measured = self._fetch.per_s(self._clock_s()) is not None
+        gap_s = limit_s if is_measured else self._timeout_s
         async with (
-            asyncio.timeout(self._read_timeout_s(num_stored * block_bytes)),
-            aclosing(reading) as encoded,
+            asyncio.timeout_at(min(end_s, loop.time() + gap_s)) as limit,
+            aclosing(self._store.get(stored, 2 * limit_s)) as encoded,
         ):
             async for data in encoded:
-                chunk = decode_chunk(data, chain.config_digest, stored.hashes[len(payloads)])
+                limit.reschedule(min(end_s, loop.time() + gap_s))
+                chunk = decode_chunk(data, stored.config_digest, stored.hashes[len(payloads)])
                 if isinstance(chunk, Mismatch):
                     self._metrics.failures.labels(operation="decode").inc()
+                    self._absent.append(stored.hashes[len(payloads)])
                     return
                 payloads.append(memoryview(chunk.payload))
-                if len(payloads) == num_stored:
-                    break
-        self._fetch.note(len(payloads) * block_bytes, time.monotonic() - looked_up_s)
+                if len(payloads) == len(stored.hashes):
+                    return
+        self._absent.extend(stored.hashes[len(payloads) :])
 
-    def _read_timeout_s(self, size_bytes: int) -> float:
-        """Twice what the measured bandwidth promises, and never less than one look-up's bound."""
-        expected_s = 0.0 if self._fetch.per_s is None else size_bytes / self._fetch.per_s
-        return max(2 * expected_s, self._timeout_s)
+    def _read_limit_s(self, num_tokens: int, size_bytes: int) -> float:
+        now_s = self._clock_s()
+        limit_s = read_limit_s(
+            num_tokens,
+            size_bytes,
+            prefill_tokens_per_s=self._prefill.per_s(now_s),
+            fetch_bytes_per_s=self._fetch.per_s(now_s),
+        )
+        if limit_s is None:
+            return TRIAL_TIMEOUTS * self._timeout_s
+        return max(limit_s, self._timeout_s)
 
     async def _write(self, tenant: str, traceparent: str, chunks: Sequence[Chunk]) -> None:
         size_bytes = sum(len(chunk.payload) for chunk in chunks)
-        started_s = time.monotonic()
+        started_s = self._clock_s()
         try:
             entries = [
                 (Chain(tenant, chunk.config_digest, (chunk.hash,), traceparent), chunk)
@@ -166,11 +219,13 @@ class StoreTier:
             ]
             num_stored = await self._store.put(entries, WRITE_TIMEOUT_S)
             self._metrics.chunks_written.inc(num_stored)
-            self._writing.note(size_bytes, time.monotonic() - started_s)
+            now_s = self._clock_s()
+            self._writing.note(size_bytes, now_s - started_s, now_s)
             self._breaker.note_success()
         except (UnderstudyError, TimeoutError):
             self._metrics.failures.labels(operation="write").inc()
-            self._breaker.note_failure(time.monotonic())
+            self._absent.extend(chunk.hash for chunk in chunks)
+            self._breaker.note_failure(self._clock_s())
         finally:
             self._note_writing(-size_bytes)
 

@@ -67,6 +67,8 @@ class AttentionWorker:
         self._served = served
         self._settings = settings
         self._health = health
+        self._is_started = self._is_draining = False
+        self._has_experts = True
         self._loop = asyncio.get_running_loop()
         self._limits = Limits(served.model.config.vocab_size, served.max_context, served.adapters)
         self._compiler = Compiler(
@@ -95,7 +97,8 @@ class AttentionWorker:
     def start(self) -> None:
         """Start computing and say so."""
         self.engine.start()
-        self._health.mark_ready()
+        self._is_started = True
+        self._tell_health()
 
     async def stop(self) -> None:
         """Stop computing; what still runs is lost."""
@@ -103,12 +106,18 @@ class AttentionWorker:
 
     async def drain(self, grace_s: float) -> int:
         """Take no more sequences, wait for the running ones; return how many were handed over."""
-        self._health.mark_unready("draining")
+        self._is_draining = True
+        self._tell_health()
         return await self.sessions.drain(grace_s)
 
     async def hand_over(self, grace_s: float) -> None:
         """Drain because the process is to end."""
         await self.drain(grace_s)
+
+    def note_experts(self, has_experts: bool) -> None:
+        """Say whether feed-forwards can be computed: without them this worker takes no work."""
+        self._has_experts = has_experts
+        self._tell_health()
 
     async def admit(
         self, session: Session, submission: Submission, grammar: GrammarSource | None
@@ -142,6 +151,15 @@ class AttentionWorker:
             vocab_size=config.vocab_size,
             vocabulary_digest=served.tokenizer.vocabulary_digest,
         )
+
+    def _tell_health(self) -> None:
+        if self._is_draining:
+            self._health.mark_unready("draining")
+        elif not self._has_experts:
+            pool = self._settings.pool
+            self._health.mark_unready(f"expert workers of pool {pool} are away")
+        elif self._is_started:
+            self._health.mark_ready()
 
     def _check_serving(self) -> None:
         if self.sessions.refusal is not None:

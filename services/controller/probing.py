@@ -9,6 +9,7 @@ from services.controller.metrics import ControllerMetrics
 from services.controller.placement import Holding, PoolMembers, outsiders
 from services.controller.tables import Tables
 from understudy.errors import UnderstudyError
+from understudy.serving import HealthState
 
 MAX_FAILURES: Final = 2
 """Unanswered looks after which a replica leaves; one may be lost to a busy machine."""
@@ -38,6 +39,7 @@ class PoolKeeper:
         self._metrics = metrics
         self._failures = dict.fromkeys(members.replicas, 0)
         self._holdings: dict[str, Holding] = {}
+        self._unheard = set(members.replicas)
 
     async def run(self, interval_s: float) -> None:
         """Look after the pool for ever."""
@@ -46,8 +48,14 @@ class PoolKeeper:
             await asyncio.sleep(interval_s)
 
     async def look(self) -> None:
-        """Ask every replica once and publish a newer table if anything changed."""
+        """Ask every replica once and publish a newer table if anything changed.
+
+        The first table waits until each replica has answered or left `MAX_FAILURES` looks
+        unanswered, so that a controller that starts puts nobody out whom it could not reach once.
+        """
         await asyncio.gather(*(self._ask(address) for address in self._members.replicas))
+        if self._unheard and self._tables.current(self._members.pool) is None:
+            return
         holdings = [
             self._holdings[address]
             for address in self._members.replicas
@@ -64,11 +72,13 @@ class PoolKeeper:
             holding = await self._prober.probe(address)
         except UnderstudyError as error:
             self._failures[address] += 1
-            if self._failures[address] >= MAX_FAILURES and address in self._holdings:
-                del self._holdings[address]
-                log.warning("The expert worker at %s left: %s", address, error.message)
+            if self._failures[address] >= MAX_FAILURES:
+                self._unheard.discard(address)
+                if self._holdings.pop(address, None) is not None:
+                    log.warning("The expert worker at %s left: %s", address, error.message)
             return
         self._failures[address] = 0
+        self._unheard.discard(address)
         if holding is None:
             self._holdings.pop(address, None)
         else:
@@ -84,3 +94,9 @@ class PoolKeeper:
                 address,
                 self._members.pool,
             )
+
+
+async def announce(tables: Tables, health: HealthState) -> None:
+    """Say that the controller serves once every pool has a table."""
+    await tables.wait_complete()
+    health.mark_ready()

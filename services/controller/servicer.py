@@ -30,7 +30,7 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
         request: controller_pb2.WatchPlacementRequest,
         context: object,  # noqa: ARG002
     ) -> AsyncIterator[controller_pb2.WatchPlacementResponse]:
-        """Stream the pool's table: the current one at once, then each newer one."""
+        """Stream the pool's table as soon as there is one, then each newer one."""
         with self._metrics.watchers.track_inprogress():
             async for table in self._tables.watch(request.pool):
                 yield controller_pb2.WatchPlacementResponse(placement=_to_proto(table))

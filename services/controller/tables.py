@@ -14,16 +14,19 @@ def unix_ms() -> int:
 
 
 class Tables:
-    """One table a pool. Belongs to one event loop."""
+    """One table a pool, from its first update on. Belongs to one event loop.
+
+    A pool has no table before: an empty one, newer than all that a controller before this one has
+    published, would take its placement away from whoever watches.
+    """
 
     def __init__(self, pools: Iterable[str], clock_ms: Callable[[], int] = unix_ms) -> None:
-        """Start every pool with an empty table."""
         self._clock_ms = clock_ms
-        self._tables = {pool: Table(pool, next_epoch(0, clock_ms()), ()) for pool in pools}
+        self._tables: dict[str, Table | None] = dict.fromkeys(pools)
         self._changed = asyncio.Condition()
 
-    def current(self, pool: str) -> Table:
-        """Return a pool's table. Raises NotFound for a pool without expert workers."""
+    def current(self, pool: str) -> Table | None:
+        """Return a pool's table, None before the first. Raises NotFound for an unknown pool."""
         if pool not in self._tables:
             raise NotFound(
                 f"The pool {pool!r} has no expert workers here; known: "
@@ -35,22 +38,34 @@ class Tables:
     async def update(self, pool: str, holdings: Sequence[Holding]) -> Table | None:
         """Publish a newer table if the healthy replicas changed; None when they did not."""
         table, shares = self.current(pool), place(holdings)
-        if shares == table.shares:
+        if table is not None and shares == table.shares:
             return None
-        newer = Table(pool, next_epoch(table.epoch, self._clock_ms()), shares)
+        epoch = 0 if table is None else table.epoch
+        newer = Table(pool, next_epoch(epoch, self._clock_ms()), shares)
         async with self._changed:
             self._tables[pool] = newer
             self._changed.notify_all()
         return newer
 
     async def watch(self, pool: str) -> AsyncIterator[Table]:
-        """Yield the current table at once, then each newer one; a slow reader skips some."""
-        table = self.current(pool)
-        while True:
-            yield table
-            table = await self._newer(table)
+        """Yield the table as soon as there is one, then each newer one; a slow reader skips some.
 
-    async def _newer(self, table: Table) -> Table:
+        Raises NotFound for an unknown pool.
+        """
+        self.current(pool)
+        epoch = 0
+        while True:
+            table = await self._newer(pool, epoch)
+            yield table
+            epoch = table.epoch
+
+    async def wait_complete(self) -> None:
+        """Return once every pool has a table."""
         async with self._changed:
-            await self._changed.wait_for(lambda: self._tables[table.pool].epoch > table.epoch)
-            return self._tables[table.pool]
+            await self._changed.wait_for(lambda: None not in self._tables.values())
+
+    async def _newer(self, pool: str, epoch: int) -> Table:
+        async with self._changed:
+            while (table := self._tables[pool]) is None or table.epoch <= epoch:
+                await self._changed.wait()
+            return table

@@ -2,22 +2,27 @@
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import Final
 
 import grpc
 import grpc.aio
 
+from services.experts.outbox import Outbox
 from services.experts.pair import Pair
 from services.experts.worker import ExpertWorker
 from understudy.api.experts.v1 import experts_pb2, experts_pb2_grpc
 from understudy.errors import FailedPrecondition, InvalidArgument
 from understudy.exchange.frame import MAX_FRAME_BYTES, VERSION
+from understudy.rpc import to_seconds
 
 log = logging.getLogger(__name__)
 
 SERVICE: Final = "understudy.api.experts.v1.ExpertsService"
 EXCHANGE: Final = f"/{SERVICE}/Exchange"
 MAX_DRAIN_S: Final = 600.0
+READ_AHEAD: Final = 2
+"""Answers per credit that may wait for a peer that sends and does not read."""
 
 
 class ExpertsServicer(experts_pb2_grpc.ExpertsServiceServicer):
@@ -25,6 +30,7 @@ class ExpertsServicer(experts_pb2_grpc.ExpertsServiceServicer):
 
     def __init__(self, worker: ExpertWorker) -> None:
         self._worker = worker
+        self._outboxes: set[Outbox] = set()
 
     def register(self, server: grpc.aio.Server) -> None:
         """Add the protobuf methods and the raw stream to a server."""
@@ -67,20 +73,26 @@ class ExpertsServicer(experts_pb2_grpc.ExpertsServiceServicer):
         request: experts_pb2.DrainRequest,
         context: object,  # noqa: ARG002
     ) -> experts_pb2.DrainResponse:
-        """Refuse new frames and wait until those admitted are answered or `grace` has passed."""
-        grace_s = request.grace.ToTimedelta().total_seconds()
+        """Refuse new frames; wait until the answers to the others are written, or for `grace`."""
+        grace_s = to_seconds(request.grace)
         if not 0 <= grace_s <= MAX_DRAIN_S:
             raise InvalidArgument(
                 f"The grace of {grace_s:g} s is not within 0 to {MAX_DRAIN_S:g}.",
                 {"field": "grace"},
             )
         await self.drain(grace_s)
-        return experts_pb2.DrainResponse(num_unanswered=self._worker.num_unanswered)
+        num_unwritten = sum(outbox.num_waiting for outbox in self._outboxes)
+        return experts_pb2.DrainResponse(num_unanswered=self._worker.num_unanswered + num_unwritten)
 
     async def drain(self, grace_s: float) -> None:
         """Do what Drain does; the chassis calls it on SIGTERM."""
         self._worker.drain()
+        end_s = asyncio.get_running_loop().time() + grace_s
         await asyncio.to_thread(self._worker.wait_answered, grace_s)
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(end_s):
+                for outbox in tuple(self._outboxes):
+                    await outbox.wait_empty()
         self._worker.end_all_traces()
 
     async def exchange(
@@ -89,21 +101,15 @@ class ExpertsServicer(experts_pb2_grpc.ExpertsServiceServicer):
         context: grpc.aio.ServicerContext,  # type: ignore[type-arg]
     ) -> None:
         """Serve one attention worker until it closes the stream."""
-        loop = asyncio.get_running_loop()
-        outbox: asyncio.Queue[list[bytes]] = asyncio.Queue()
-
-        def send(frames: list[bytes]) -> None:
-            loop.call_soon_threadsafe(outbox.put_nowait, frames)
-
-        async def write() -> None:
-            while True:
-                for frame in await outbox.get():
-                    await context.write(frame)
-
-        pair = Pair(self._worker, send)
-        writer = asyncio.create_task(write())
+        outbox = Outbox(READ_AHEAD * self._worker.num_credits)
+        self._outboxes.add(outbox)
+        pair = Pair(self._worker, outbox.send)
+        writer = asyncio.create_task(outbox.write_to(context.write))
         try:
             while isinstance(message := await context.read(), bytes):  # the end is not bytes
                 pair.receive(message)
+                await outbox.wait_for_room()
         finally:
             writer.cancel()
+            outbox.close()
+            self._outboxes.discard(outbox)

@@ -138,12 +138,11 @@ class ExpertWorker:
     def _run_batch(self, batch: list[Work]) -> None:
         self._metrics.batch_frames.observe(len(batch))
         for work in batch:
-            frames = self._compute(work)
+            work.answer(self._compute(work))
+            self._metrics.in_flight.dec()
             with self._changed:
                 self._unanswered -= 1
                 self._changed.notify_all()
-            self._metrics.in_flight.dec()
-            work.answer(frames)
 
     def _compute(self, work: Work) -> list[bytes]:
         header = work.frame.header

@@ -2,12 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Self
 
-from understudy.chunks import chunk_key
+from understudy.chunks import MAX_CHAIN_HASHES, chunk_key
 from understudy.errors import InvalidArgument
-
-MAX_HASHES: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +19,10 @@ class Chain:
     @classmethod
     def checked(cls, tenant: str, config_digest: bytes, hashes: Sequence[bytes]) -> Self:
         """Raise InvalidArgument for a malformed tenant, digest or hash, or above 4,096 hashes."""
-        if len(hashes) > MAX_HASHES:
+        if len(hashes) > MAX_CHAIN_HASHES:
             raise InvalidArgument(
-                f"A chain has at most {MAX_HASHES} hashes, not {len(hashes)}.", {"field": "hashes"}
+                f"A chain has at most {MAX_CHAIN_HASHES} hashes, not {len(hashes)}.",
+                {"field": "hashes"},
             )
         keys = tuple(chunk_key(tenant, config_digest, hash_) for hash_ in hashes)
         return cls(config_digest, tuple(hashes), keys)

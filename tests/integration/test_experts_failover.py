@@ -1,6 +1,7 @@
 """Real expert workers and a controller; one worker is killed with -9 while it is being used."""
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -88,7 +89,7 @@ def test_a_worker_killed_mid_step_changes_no_bit_and_fails_no_step(
 
     monkeypatch.setattr(Call, "wait", kill_while_waiting)
     for step in range(NUM_STEPS):
-        remote.begin_step(step, [])
+        remote.begin_step(step, [], math.inf)
         assert torch.equal(forward(model, remote, _tokens(step)), expected[step])
     assert workers[0].child.exit_code() == -9
     assert remote.num_connected == 1

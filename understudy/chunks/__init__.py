@@ -16,6 +16,7 @@ from understudy.chunks.codec import (
 )
 from understudy.chunks.naming import (
     HASH_BYTES,
+    MAX_CHAIN_HASHES,
     chain_hashes,
     chain_root,
     chunk_key,
@@ -26,6 +27,7 @@ from understudy.chunks.naming import (
 __all__ = [
     "HASH_BYTES",
     "HEADER_BYTES",
+    "MAX_CHAIN_HASHES",
     "MAX_CHUNK_BYTES",
     "Chunk",
     "ChunkDType",

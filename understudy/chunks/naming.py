@@ -15,6 +15,8 @@ import numpy as np
 from understudy.errors import InvalidArgument
 
 HASH_BYTES: Final = 32
+MAX_CHAIN_HASHES: Final = 4096
+"""Hashes of one look-up or read; whoever has more asks for the first of them."""
 LAYOUT: Final = "layer-kv-token-head-dim"
 _FORMAT: Final = "kv1"
 _KEY_DIGEST_HEX: Final = 24

@@ -22,6 +22,7 @@ from understudy.client.results import (
     Usage,
     Verdict,
 )
+from understudy.rpc import to_seconds
 
 StreamMessage: TypeAlias = router_pb2.GenerateResponse | router_pb2.ResumeResponse
 
@@ -104,7 +105,7 @@ def _to_attempt(attempt: types_pb2.Attempt) -> Attempt:
         confidence=attempt.confidence if attempt.HasField("confidence") else None,
         computed_positions=attempt.computed_positions,
         cost=attempt.cost,
-        duration_s=attempt.duration.ToTimedelta().total_seconds(),
+        duration_s=to_seconds(attempt.duration),
         verdicts=tuple(
             Verdict(verdict.verifier, verdict.is_passed, verdict.detail)
             for verdict in attempt.verdicts

@@ -1,4 +1,4 @@
-"""What both ends of a call share: channels, deadlines, status <-> error, request id, trace context.
+"""What both ends of a call share: channels, times, status <-> error, request id, trace context.
 
 Imports grpcio, protobuf and googleapis only, because the SDK stands on it; trace context works
 when opentelemetry-api is importable and is silently off when it is not.
@@ -12,6 +12,7 @@ from understudy.rpc.channels import (
     open_sync_channel,
 )
 from understudy.rpc.deadlines import Deadline, current_deadline
+from understudy.rpc.durations import to_seconds
 from understudy.rpc.metadata import current_request_id, request_metadata
 from understudy.rpc.status import error_from_proto, error_to_proto, from_rpc_error, to_status
 from understudy.rpc.traces import extract, inject, traceparent
@@ -31,6 +32,7 @@ __all__ = [
     "open_channel",
     "open_sync_channel",
     "request_metadata",
+    "to_seconds",
     "to_status",
     "traceparent",
 ]

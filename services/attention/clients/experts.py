@@ -7,16 +7,17 @@ one looks for timeouts. All bookkeeping happens in the `Dispatcher` under one lo
 """
 
 import logging
+import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from queue import SimpleQueue
-from typing import Final, cast
+from typing import Final
 
 import grpc
 from torch import Tensor
 
+from services.attention.clients.streams import ExchangeStream, open_exchange
 from services.attention.dispatch import Call, Placement, Replica
 from services.attention.links import Dispatcher
 from services.attention.observers import TraceSegment
@@ -28,35 +29,14 @@ from understudy.exchange.frame import VERSION, FrameType, Header, encode_frame
 from understudy.exchange.tensors import request_pieces
 from understudy.model.config import ModelConfig
 from understudy.model.ffn import Gates, PendingHidden
-from understudy.rpc import WITHOUT_POLICY, from_rpc_error, open_sync_channel
+from understudy.rpc import from_rpc_error, open_sync_channel
 
-EXCHANGE: Final = "/understudy.api.experts.v1.ExpertsService/Exchange"
 HELLO_TIMEOUT_S: Final = 5.0
 MIN_REDIAL_S: Final = 0.05
 MAX_REDIAL_S: Final = 2.0
 SWEEP_S: Final = 0.1
 JOIN_TIMEOUT_S: Final = 2.0
 _log = logging.getLogger(__name__)
-
-
-class _Stream:
-    """A `Transport` over one open Exchange call."""
-
-    def __init__(self, channel: grpc.Channel) -> None:
-        self._outbox: SimpleQueue[bytes | None] = SimpleQueue()
-        open_stream = channel.stream_stream(EXCHANGE, None, None)
-        self._call = open_stream(cast("Iterator[object]", iter(self._outbox.get, None)))
-
-    def send(self, frames: list[bytes]) -> None:
-        for frame in frames:
-            self._outbox.put(frame)
-
-    def reset(self) -> None:
-        self._outbox.put(None)
-        self._call.cancel()  # type: ignore[no-untyped-call]
-
-    def __iter__(self) -> Iterator[bytes]:
-        return cast("Iterator[bytes]", iter(self._call))
 
 
 class RemoteExperts:
@@ -101,6 +81,9 @@ class RemoteExperts:
         self._micro_batch = -1
         self._layer = -1
         self._traces: tuple[traces.TraceSegment, ...] = ()
+        self._deadline_s = math.inf
+        self._is_wanted: Callable[[], bool] = lambda: False
+        self._on_readiness: Callable[[bool], None] = lambda _: None
 
     @property
     def is_ready(self) -> bool:
@@ -127,6 +110,16 @@ class RemoteExperts:
                 {"pool": self._pool},
             )
 
+    def serve(self, is_wanted: Callable[[], bool], on_readiness: Callable[[bool], None]) -> None:
+        """Compute for an engine: `is_wanted` says whether its thread has something else to do.
+
+        `on_readiness` hears of `is_ready` now and whenever it changes. Both are called on threads
+        of this object and must not block.
+        """
+        with self._lock:
+            self._is_wanted, self._on_readiness = is_wanted, on_readiness
+            on_readiness(self.is_ready)
+
     def close(self) -> None:
         """Fail what is in flight and hang up."""
         self._closed.set()
@@ -138,9 +131,14 @@ class RemoteExperts:
         for thread in self._threads:
             thread.join(JOIN_TIMEOUT_S)
 
-    def begin_step(self, step: int, segments: Sequence[TraceSegment]) -> None:
-        """Name the attempts whose rows the next forward computes."""
-        self._step, self._layer = step, -1
+    def begin_step(self, step: int, segments: Sequence[TraceSegment], deadline_s: float) -> None:
+        """Name the attempts whose rows the next forward computes.
+
+        From the deadline on, and while the engine thread is wanted, it is interrupted when stuck.
+        """
+        with self._lock:
+            self._dispatcher.begin_step()
+        self._step, self._layer, self._deadline_s = step, -1, deadline_s
         wired = (
             traces.TraceSegment.from_traceparent(segment.traceparent, segment.num_rows)
             for segment in segments
@@ -192,6 +190,9 @@ class RemoteExperts:
                 failure = from_rpc_error(error).message
             except UnderstudyError as error:
                 failure = error.message
+            except ValueError:  # what gRPC says of a channel that `close` has closed meanwhile
+                if not self._closed.is_set():
+                    raise
             if self._closed.is_set():
                 return
             self._failure = f"{what}: {failure}"
@@ -205,6 +206,8 @@ class RemoteExperts:
     def _sweep(self) -> None:
         while not self._closed.wait(SWEEP_S):
             with self._lock:
+                if self._is_wanted() or time.monotonic() >= self._deadline_s:
+                    self._dispatcher.interrupt()
                 self._dispatcher.sweep()
 
     def _watch(self) -> None:
@@ -220,17 +223,18 @@ class RemoteExperts:
         self._keep_doing(f"The controller at {self._placement}", attempt)
 
     def _place(self, table: controller_pb2.Placement) -> None:
+        if not table.replicas:  # nobody to ask: those of the last table can only be better
+            self._failure = f"the controller knows no live expert worker of pool {self._pool!r}"
+            return
         placement = Placement(table.epoch, tuple(map(self._to_replica, table.replicas)))
         with self._lock:
             self._dispatcher.place(placement)
             addresses = {replica.address for replica in placement.replicas}
-            new = {address: _open(address) for address in addresses - {*self._channels}}
+            new = {address: open_exchange(address) for address in addresses - {*self._channels}}
             self._channels.update(new)
             self._note_readiness()
         for address, channel in new.items():
             self._spawn(f"experts-{address}", partial(self._keep_connected, address, channel))
-        if not placement.replicas:
-            self._failure = f"the controller knows no live expert worker of pool {self._pool!r}"
 
     def _to_replica(self, share: controller_pb2.ExpertReplica) -> Replica:
         layers = range(share.first_layer, share.first_layer + share.num_layers)
@@ -261,7 +265,7 @@ class RemoteExperts:
 
     def _exchange(self, address: str, channel: grpc.Channel) -> None:
         num_credits = self._greet(channel)
-        stream = _Stream(channel)
+        stream = ExchangeStream(channel)
         with self._lock:
             link = self._dispatcher.connected(address, stream, num_credits)
             self._note_readiness()
@@ -287,12 +291,10 @@ class RemoteExperts:
         return max(1, hello.credits)
 
     def _note_readiness(self) -> None:
+        was_ready = self.is_ready
         if self._dispatcher.covers(self._config.num_layers, self._config.num_ffn_shards):
             self._ready.set()
         else:
             self._ready.clear()
-
-
-def _open(address: str) -> grpc.Channel:
-    # Retries and health are the dispatcher's business: a break must show at once.
-    return open_sync_channel(address, options=WITHOUT_POLICY)
+        if self.is_ready != was_ready and not self._closed.is_set():
+            self._on_readiness(self.is_ready)

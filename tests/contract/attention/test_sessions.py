@@ -117,6 +117,17 @@ async def test_deadline_ends_a_running_sequence(worker: Running):
     await worker.check_blocks_free()
 
 
+@pytest.mark.parametrize("seconds", [2**62, -(2**62)])
+async def test_absurd_time_left_concerns_its_sequence_only(worker: Running, seconds: int):
+    router = worker.router()
+    absurd = submit(2, [65], max_tokens=1)
+    absurd.time_left.CopyFrom(Duration(seconds=seconds))
+    await router.send(submit(1, [65], max_tokens=20), absurd)
+    output = await router.result(2)
+    assert isinstance(output.error, DeadlineExceeded) == (seconds < 0)
+    assert len((await router.result(1)).tokens) == 20
+
+
 async def test_cancel_while_the_grammar_compiles_is_honoured(worker: Running):
     router = worker.router()
     grammar = GrammarSource("lark", "start: /[a-z]{1,400}/")
@@ -156,6 +167,21 @@ async def test_broken_protocol_ends_the_stream(worker: Running, is_reused: bool)
     with pytest.raises(grpc.aio.AioRpcError) as failure:
         await drained(router)
     assert isinstance(from_rpc_error(failure.value), InvalidArgument)
+    await worker.check_blocks_free()
+
+
+async def test_id_reused_after_a_cancel_ends_its_session_and_nobody_elses(worker: Running):
+    router, other = worker.router(), worker.router()
+    await other.send(submit(1, [65], max_tokens=40))
+    grammar = GrammarSource("lark", "start: /[a-z]{1,300}/")
+    await router.send(submit(1, [65], grammar=grammar))
+    await router.cancel(1)
+    await router.send(submit(1, [65], grammar=grammar))
+    with pytest.raises(grpc.aio.AioRpcError) as failure:
+        await drained(router)
+    assert isinstance(from_rpc_error(failure.value), InvalidArgument)
+    assert len((await other.result(1)).tokens) == 40
+    assert not worker.worker.engine.is_dead
     await worker.check_blocks_free()
 
 
@@ -204,9 +230,11 @@ async def _drain(stub: attention_pb2_grpc.AttentionServiceStub, seconds: float) 
     return (await stub.Drain(grace(seconds), timeout=WAIT_S)).num_unfinished
 
 
-async def test_grace_beyond_its_limit_is_refused(worker: Running):
+@pytest.mark.parametrize("seconds", [-1, 3600, 2**62])
+async def test_grace_beyond_its_limits_is_refused(worker: Running, seconds: int):
+    request = attention_pb2.DrainRequest(grace=Duration(seconds=seconds))
     with pytest.raises(grpc.aio.AioRpcError) as failure:
-        await _drain(worker.stub, 3600.0)
+        await worker.stub.Drain(request, timeout=WAIT_S)
     assert isinstance(from_rpc_error(failure.value), InvalidArgument)
 
 

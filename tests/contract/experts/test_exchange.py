@@ -9,7 +9,7 @@ import pytest
 import torch
 from google.protobuf.duration_pb2 import Duration
 
-from services.experts.servicer import EXCHANGE
+from services.experts.servicer import EXCHANGE, ExpertsServicer
 from tests.contract.experts.parts import DENSE, MIXTURE, Fleet, Worker, seeded, until
 from understudy.api.experts.v1 import experts_pb2, experts_pb2_grpc
 from understudy.errors import FailedPrecondition, InvalidArgument
@@ -170,12 +170,72 @@ async def test_drain_refuses_new_frames_and_waits_for_those_admitted(fleet: Flee
         grace.FromTimedelta(timedelta(seconds=5))
         drained = await stub.Drain(experts_pb2.DrainRequest(grace=grace), timeout=20)
         assert drained.num_unanswered == 0
-        grace.FromTimedelta(timedelta(hours=1))
-        with pytest.raises(grpc.RpcError) as caught:
-            await stub.Drain(experts_pb2.DrainRequest(grace=grace), timeout=20)
-    assert isinstance(from_rpc_error(caught.value), InvalidArgument)
+        for seconds in (-1, 3600, 2**62):
+            request = experts_pb2.DrainRequest(grace=Duration(seconds=seconds))
+            with pytest.raises(grpc.RpcError) as caught:
+                await stub.Drain(request, timeout=20)
+            assert isinstance(from_rpc_error(caught.value), InvalidArgument)
     (answer,) = await ask(worker, frame_of())
     assert answer.header.status == FrameStatus.DRAINING
+
+
+def large_frame(lane: int) -> bytes:
+    hidden = torch.ones(3000, DENSE.hidden_size)
+    header = HEADER._replace(num_tokens=3000, lane=lane)
+    return encode_frame(header, request_pieces((), hidden, None, None))
+
+
+async def test_drain_counts_answers_that_were_not_written_and_waits_for_their_reader(fleet: Fleet):
+    worker = await fleet.add_worker(seeded(DENSE), num_credits=64)
+    async with (
+        open_channel(worker.address) as channel,
+        # A fixed window, which a few answers fill.
+        open_channel(worker.address, options=[("grpc.http2.bdp_probe", 0)]) as slow,
+    ):
+        stub = experts_pb2_grpc.ExpertsServiceStub(channel)
+        stream = slow.stream_stream(EXCHANGE)()
+        for lane in range(8):
+            await stream.write(large_frame(lane))
+        served = {"status": "ok"}
+        await asyncio.to_thread(
+            until,
+            lambda: (
+                worker.registry.get_sample_value("understudy_experts_frames_total", served) == 8
+            ),
+        )
+        hasty = experts_pb2.DrainRequest(grace=Duration(nanos=100_000_000))
+        assert (await stub.Drain(hasty, timeout=20)).num_unanswered > 0
+        patient = experts_pb2.DrainRequest(grace=Duration(seconds=15))
+        draining = asyncio.ensure_future(stub.Drain(patient, timeout=20))
+        for _ in range(8):
+            assert decode_frame(await stream.read()).header.status == FrameStatus.OK
+        assert (await draining).num_unanswered == 0
+        stream.cancel()
+
+
+class Flood:
+    """A peer that sends for ever and reads nothing."""
+
+    def __init__(self) -> None:
+        self.num_read = 0
+
+    async def read(self) -> bytes:
+        self.num_read += 1
+        await asyncio.sleep(0)
+        return b"nonsense"
+
+    async def write(self, frame: bytes) -> None:
+        await asyncio.Event().wait()
+
+
+async def test_a_peer_that_sends_and_does_not_read_is_not_read_from(fleet: Fleet):
+    worker = await fleet.add_worker(seeded(DENSE), num_credits=4)
+    flood = Flood()
+    serving = asyncio.create_task(ExpertsServicer(worker.worker).exchange(None, flood))
+    for _ in range(200):
+        await asyncio.sleep(0)
+    assert flood.num_read == 2 * 4 + 1
+    serving.cancel()
 
 
 async def test_hello_says_what_is_held(fleet: Fleet):

@@ -1,13 +1,14 @@
 """The same sums whoever computes them, and whoever dies in between."""
 
 import asyncio
+import math
 
 import pytest
 import torch
 
 from services.attention.clients import RemoteExperts
 from services.attention.observers import TraceSegment
-from tests.contract.experts.parts import DENSE, MIXTURE, Fleet, forward, seeded, until
+from tests.contract.experts.parts import DENSE, MIXTURE, POOL, Fleet, forward, seeded, until
 from understudy.errors import Unavailable
 from understudy.exchange.frame import Header
 
@@ -153,6 +154,17 @@ async def test_a_pool_of_another_model_is_not_used_and_the_error_says_so(fleet: 
         await asyncio.to_thread(experts.close)
 
 
+async def test_a_table_without_replicas_leaves_the_last_one_in_place(fleet: Fleet, tokens):
+    model = seeded(DENSE)
+    await fleet.add_worker(model)
+    _, tables, controller = await fleet.control()
+    experts = await fleet.connect(model, controller, retry_window_s=1.0)
+    await tables.update(POOL, [])
+    await asyncio.to_thread(until, lambda: "knows no live expert worker" in experts._failure)
+    remote = await asyncio.to_thread(forward, model, experts, tokens)
+    assert torch.equal(remote, forward(model, None, tokens))
+
+
 async def test_an_unknown_pool_is_named_in_the_error(fleet: Fleet):
     await fleet.add_worker(seeded(DENSE))
     _, _, controller = await fleet.control()
@@ -172,7 +184,7 @@ async def test_rows_in_the_spans_add_up_to_positions_times_layers(fleet: Fleet, 
     parents = [f"00-{'1' * 32}-{digit * 16}-01" for digit in "12"]
     for step in range(2):
         segments = [TraceSegment(parents[0], 8), TraceSegment(parents[1], 2), TraceSegment("", 1)]
-        experts.begin_step(step, segments)
+        experts.begin_step(step, segments, math.inf)
         await asyncio.to_thread(forward, model, experts, tokens)
     for parent in parents:
         experts.end_trace(parent)

@@ -1,5 +1,6 @@
 """The loop body: submissions in, outputs per session out, failures that stay alone."""
 
+import math
 import time
 
 import pytest
@@ -8,7 +9,7 @@ from prometheus_client import CollectorRegistry
 from services.attention.core import EngineCore
 from services.attention.forecast import MIN_STEPS
 from services.attention.metrics import EngineMetrics
-from services.attention.observers import TraceSegment
+from services.attention.observers import StepInterrupted, TraceSegment
 from services.attention.outputs import StepOutput
 from services.attention.sequence import FinishReason, Priority, SequenceKey
 from tests.unit.attention.parts import (
@@ -94,6 +95,28 @@ def test_cancel_frees_blocks_before_the_next_step_and_says_nothing():
     assert core.take_outputs() == {}
 
 
+def test_interrupted_step_is_run_again_for_those_who_stayed():
+    runner = FakeRunner()
+    core = make_core(runner)
+    for sequence_id in (1, 2):
+        core.submit(submission(sequence_id, max_tokens=3))
+    core.step()
+    core.take_outputs()
+
+    def interrupt() -> None:
+        runner.on_run = lambda: None
+        raise StepInterrupted
+
+    runner.on_run = interrupt
+    assert core.step()
+    core.check_integrity()
+    assert core.take_outputs() == {}
+    core.cancel(SequenceKey(1, 1))
+    outputs = run_all(core)
+    assert [run.token_ids[0] for out in outputs for run in out.tokens] == expected((5, 6, 7), 3)[1:]
+    assert core.stats().num_free_blocks == 16
+
+
 def test_deadline_ends_a_sequence_with_its_blocks():
     core = make_core()
     core.submit(submission(deadline_s=time.monotonic() - 1.0))
@@ -161,18 +184,22 @@ def test_observer_hears_of_every_row_of_a_step_and_not_of_unsampled_ends():
         def __init__(self) -> None:
             self.steps: list[tuple[int, list[TraceSegment]]] = []
             self.ended: list[str] = []
+            self.deadlines: list[float] = []
 
-        def begin_step(self, step, segments) -> None:
+        def begin_step(self, step, segments, deadline_s: float) -> None:
             self.steps.append((step, list(segments)))
+            self.deadlines.append(deadline_s)
 
         def end_trace(self, traceparent: str) -> None:
             self.ended.append(traceparent)
 
     observer = Recorder()
     core = make_core(observer=observer)
+    deadline_s = time.monotonic() + 600.0
     core.submit(submission(1, max_tokens=2))
-    core.submit(submission(2, tokens=(9,), max_tokens=1))
+    core.submit(submission(2, tokens=(9,), max_tokens=1, deadline_s=deadline_s))
     run_all(core)
+    assert observer.deadlines == [deadline_s, math.inf]
     assert observer.steps == [
         (1, [TraceSegment("", 3), TraceSegment("", 1)]),
         (2, [TraceSegment("", 1)]),

@@ -69,10 +69,13 @@ def test_cancelled_sequence_frees_its_blocks_within_one_step(
     runner.on_run = hold
     engine.submit(submission(max_tokens=8))
     assert step_began.wait(WAIT_S)
+    assert not engine.is_wanted
     engine.cancel(SequenceKey(1, 1))
+    assert engine.is_wanted
     may_end.set()
     assert ask(engine, lambda core: core.stats().num_free_blocks) == 16
     assert len(runner.steps) == 1
+    assert not engine.is_wanted
 
 
 def test_death_is_told_once_and_later_work_is_refused(

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from services.attention.dispatch import Call, Placement
+from services.attention.links import STUCK_S
+from services.attention.observers import StepInterrupted
 from tests.unit.attention.dispatch_rig import FUSED, HIDDEN, SHARDS, FakeStream, Rig, answer
 from understudy.errors import Unavailable
 from understudy.exchange.frame import FrameStatus, FrameType, Header, decode_frame, encode_frame
@@ -286,3 +288,69 @@ def test_whatever_fails_in_between_the_sum_is_the_fused_one(data: st.DataObject)
         rig.reply("a")
         rig.reply("b")
     assert torch.equal(call.wait(), FUSED)
+
+
+def test_a_call_that_nobody_holds_is_interrupted_at_once_and_nothing_else_is(rig: Rig):
+    rig.connect("a")
+    served = rig.start()
+    rig.dispatcher.interrupt()
+    assert not served.is_done
+    rig.reply("a")
+    rig.dispatcher.disconnected(rig.links["a"], "it died")
+    orphan = rig.start()
+    rig.dispatcher.interrupt()
+    with pytest.raises(StepInterrupted):
+        orphan.wait()
+
+
+def test_interruptions_do_not_lengthen_the_window_of_those_who_stay(rig: Rig):
+    for _ in range(3):
+        rig.dispatcher.begin_step()
+        call = rig.start()
+        rig.now_s += 3.0
+        rig.dispatcher.interrupt()
+        with pytest.raises(StepInterrupted):
+            call.wait()
+    rig.dispatcher.begin_step()
+    call = rig.start()
+    rig.now_s += 1.1
+    rig.dispatcher.sweep()
+    with pytest.raises(Unavailable, match="within 10 s"):
+        call.wait()
+    rig.dispatcher.begin_step()
+    assert rig.start().deadline_s == rig.now_s + 10.0
+
+
+def test_a_window_is_whole_again_once_a_worker_has_answered(rig: Rig):
+    rig.start()
+    rig.now_s += 3.0
+    rig.dispatcher.interrupt()
+    rig.dispatcher.begin_step()
+    rig.connect("a")
+    assert rig.start().deadline_s == rig.now_s + 7.0
+    rig.reply("a")
+    assert rig.start().deadline_s == rig.now_s + 10.0
+
+
+def test_a_call_that_takes_long_is_interrupted_but_not_twice_in_a_row(rig: Rig):
+    rig.connect("a")
+    slow = rig.start()
+    rig.now_s += STUCK_S / 2
+    rig.dispatcher.interrupt()
+    assert not slow.is_done
+    rig.now_s += STUCK_S / 2
+    rig.dispatcher.interrupt()
+    with pytest.raises(StepInterrupted):
+        slow.wait()
+    rig.dispatcher.begin_step()
+    again = rig.start()
+    rig.now_s += 2 * STUCK_S
+    rig.dispatcher.interrupt()
+    assert not again.is_done
+    rig.reply("a")
+    assert torch.equal(again.wait(), FUSED)
+    rig.dispatcher.begin_step()
+    later = rig.start()
+    rig.now_s += STUCK_S
+    rig.dispatcher.interrupt()
+    assert later.is_done

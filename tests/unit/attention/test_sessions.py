@@ -113,11 +113,16 @@ async def test_commands_of_a_full_session_wait_until_it_was_read(hub: SessionHub
     await asyncio.wait_for(waiting, 30)
 
 
-async def test_reused_id_breaks_the_protocol(hub: SessionHub):
+@pytest.mark.parametrize("is_cancelled", [True, False])
+async def test_reused_id_breaks_the_protocol(hub: SessionHub, is_cancelled: bool):
     session = hub.open()
-    session.begin(1)
-    with pytest.raises(InvalidArgument, match="still running"):
-        session.begin(1)
+    session.begin(0)
+    session.begin(7)
+    if is_cancelled:
+        session.cancel(7)
+    with pytest.raises(InvalidArgument, match="not above 7"):
+        session.begin(7)
+    session.begin(8)
 
 
 async def test_half_closed_session_ends_after_its_sequences(hub: SessionHub):

@@ -8,9 +8,9 @@ from services.attention.blocks import BlockManager
 from services.attention.core import EngineCore
 from services.attention.scheduler import Scheduler
 from services.attention.sequence import Phase, Priority, Sequence, SequenceKey
-from services.attention.sharing import Chain, ChainKeys, OnLoaded, Payloads, Sharing, TouchFilter
+from services.attention.sharing import Chain, ChainKeys, OnLoaded, Payloads, Sharing
 from tests.unit.attention.parts import ROOT, FakeRunner, make_core, submission
-from understudy.chunks import Chunk, chain_hashes
+from understudy.chunks import MAX_CHAIN_HASHES, Chunk, chain_hashes
 from understudy.errors import FailedPrecondition
 
 BLOCK_SIZE = 4
@@ -42,6 +42,8 @@ class FakeTier:
     stored: list[Chunk] = field(default_factory=list)
     is_worth: bool = True
     is_open: bool = True
+    room_blocks: int = 64
+    absent: list[bytes] = field(default_factory=list)
     is_worth_a_swap: bool = True
 
     def is_worth_swapping(self, num_tokens: int, size_bytes: int) -> bool:
@@ -50,14 +52,18 @@ class FakeTier:
     def is_worth_loading(self, num_tokens: int, size_bytes: int) -> bool:
         return self.is_worth
 
-    def load(self, chain: Chain, block_bytes: int, on_loaded: OnLoaded) -> None:
+    def load(self, chain: Chain, block_tokens: int, block_bytes: int, on_loaded: OnLoaded) -> None:
         self.loads.append((chain, on_loaded))
 
     def store(self, tenant: str, traceparent: str, chunks: list[Chunk]) -> None:
         self.stored.extend(chunks)
 
-    def has_room(self, size_bytes: int) -> bool:
-        return self.is_open
+    def room_bytes(self) -> int:
+        return 8 * self.room_blocks if self.is_open else 0
+
+    def take_absent(self) -> list[bytes]:
+        absent, self.absent = self.absent, []
+        return absent
 
     def note_prefill(self, num_tokens: int, duration_s: float) -> None:
         pass
@@ -88,7 +94,7 @@ class Rig:
             self.core.check_integrity()
 
 
-def make_rig(num_blocks: int = 16, write_touches: int = 2) -> Rig:
+def make_rig(num_blocks: int = 16, write_touches: int = 2, max_context: int = 64) -> Rig:
     blocks = BlockManager(num_blocks, BLOCK_SIZE)
     keys = ChainKeys(DIGESTS, BLOCK_SIZE)
     scheduler = Scheduler(
@@ -107,6 +113,7 @@ def make_rig(num_blocks: int = 16, write_touches: int = 2) -> Rig:
     core = make_core(
         runner,
         scheduler,
+        max_context=max_context,
         sharing=sharing,
         on_loaded=lambda key, payloads: loaded.append((key, payloads)),
     )
@@ -161,6 +168,14 @@ def test_only_what_local_blocks_lack_is_asked_for(rig: Rig):
     rig.run()
     end = finished(rig)
     assert (end.local_cached_tokens, end.remote_cached_tokens) == (4, 4)
+
+
+def test_prefix_with_more_blocks_than_a_chain_may_have_is_asked_for_from_its_head():
+    rig = make_rig(num_blocks=MAX_CHAIN_HASHES + 8, max_context=MAX_CHAIN_HASHES * 5)
+    prompt = [3 + index % 80 for index in range((MAX_CHAIN_HASHES + 2) * BLOCK_SIZE)]
+    rig.core.submit(submission(1, prompt, max_tokens=1, kv_root=ROOT))
+    (chain, _) = rig.tier.loads[0]
+    assert chain.hashes == tuple(rig.hashes(prompt)[:MAX_CHAIN_HASHES])
 
 
 def test_adapters_ask_for_different_chunks(rig: Rig):
@@ -232,28 +247,46 @@ def test_chunks_that_came_from_the_store_are_not_written_back(rig: Rig):
     assert rig.tier.stored == []
 
 
-def test_writes_beyond_the_room_are_dropped():
+def test_chunks_there_was_no_room_for_are_written_at_a_later_touch():
     rig = make_rig(write_touches=1)
     rig.tier.is_open = False
     serve(rig, 1)
     assert rig.tier.stored == []
+    rig.tier.is_open = True
+    serve(rig, 2)
+    assert [chunk.hash for chunk in rig.tier.stored] == rig.hashes()[::-1]
 
 
-def test_touches_are_bounded():
-    touches = TouchFilter(threshold=2, max_touched=2)
-    assert not touches.touch(b"a")
-    assert not touches.touch(b"b")
-    assert not touches.touch(b"c")
-    assert not touches.touch(b"a")  # forgotten meanwhile
-    assert touches.touch(b"c")
+def test_prefix_above_the_room_is_written_head_first_touch_by_touch():
+    rig = make_rig(write_touches=1)
+    rig.tier.room_blocks = 2
+    serve(rig, 1)
+    assert [chunk.hash for chunk in rig.tier.stored] == rig.hashes()[1::-1]
+    serve(rig, 2)
+    assert [chunk.hash for chunk in rig.tier.stored[2:]] == rig.hashes()[2:]
 
 
-def preempt(rig: Rig) -> Sequence:
-    """Let a second sequence grow until the first, of batch priority, has lost its blocks."""
+def test_chunks_the_store_lacks_after_all_are_written_again_at_the_next_touch(rig: Rig):
+    serve(rig, 1)
+    serve(rig, 2)
+    rig.tier.stored.clear()
+    rig.tier.absent = [*rig.hashes()[1:], b"never seen"]
+    serve(rig, 3)
+    assert [chunk.hash for chunk in rig.tier.stored] == rig.hashes()[:0:-1]
+    serve(rig, 4)
+    assert len(rig.tier.stored) == 2
+
+
+def preempt(rig: Rig, absent: tuple[bytes, ...] = ()) -> Sequence:
+    """Let a second sequence grow until the first, of batch priority, has lost its blocks.
+
+    What is `absent` could not be written when the first one's prompt was complete.
+    """
     batch = submission(1, PROMPT, max_tokens=9, kv_root=ROOT, priority=Priority.BATCH)
     rig.core.submit(batch)
     rig.arrive()
     rig.core.step()
+    rig.tier.absent.extend(absent)
     sequence = rig.scheduler.get(batch.key)
     assert sequence is not None
     urgent = submission(2, range(40, 55), max_tokens=8, priority=Priority.INTERACTIVE)
@@ -298,6 +331,13 @@ def test_what_the_store_has_already_is_not_swapped_out_again():
     sequence = preempt(rig)
     assert sequence.num_swapped == 3
     assert len(rig.tier.stored) == 3  # written once, when its prompt was complete
+
+
+def test_swapped_kv_whose_write_failed_is_written_when_it_is_swapped_again():
+    rig = make_rig(num_blocks=6, write_touches=1)
+    sequence = preempt(rig, absent=tuple(rig.hashes()[1:]))
+    assert sequence.num_swapped == 3
+    assert [chunk.hash for chunk in rig.tier.stored[3:]] == rig.hashes()[:0:-1]
 
 
 def test_sequence_whose_swapped_kv_is_gone_is_recomputed():

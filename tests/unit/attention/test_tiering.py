@@ -1,7 +1,8 @@
 """The I/O side of the tier: whatever the kvstore does, fewer payloads is the worst of it."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -9,7 +10,12 @@ from prometheus_client import CollectorRegistry
 
 from services.attention.metrics import TierMetrics
 from services.attention.sharing import Chain
-from services.attention.tiering import MAX_FAILURES, MAX_WRITING_BYTES, StoreTier
+from services.attention.tiering import (
+    MAX_FAILURES,
+    MAX_RATE_AGE_S,
+    MAX_WRITING_BYTES,
+    StoreTier,
+)
 from understudy.chunks import Chunk, chain_hashes, chain_root, encode_chunk
 from understudy.errors import Unavailable
 
@@ -31,6 +37,7 @@ class FakeStore:
     num_stored: int | None = None
     error: Exception | None = None
     stalls: bool = False
+    on_chunk: Callable[[], None] = lambda: None
     puts: list[tuple[Chain, Chunk]] = field(default_factory=list)
     may_put: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -41,6 +48,8 @@ class FakeStore:
 
     async def get(self, chain: Chain, timeout_s: float) -> AsyncGenerator[bytes, None]:
         for data in self.data:
+            self.on_chunk()
+            await asyncio.sleep(0)
             yield data
         if self.stalls:
             await asyncio.Event().wait()
@@ -63,16 +72,34 @@ def registry() -> CollectorRegistry:
     return CollectorRegistry()
 
 
+@dataclass
+class Clock:
+    """A clock that the test may put forward."""
+
+    ahead_s: float = 0.0
+
+    def __call__(self) -> float:
+        return time.monotonic() + self.ahead_s
+
+
 @pytest.fixture
-async def tier(store: FakeStore, registry: CollectorRegistry) -> AsyncIterator[StoreTier]:
-    tier = StoreTier(store, asyncio.get_running_loop(), TierMetrics(registry), timeout_s=0.05)
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def tier(
+    store: FakeStore, registry: CollectorRegistry, clock: Clock
+) -> AsyncIterator[StoreTier]:
+    loop, metrics = asyncio.get_running_loop(), TierMetrics(registry)
+    tier = StoreTier(store, loop, metrics, timeout_s=0.05, clock_s=clock)
     yield tier
     await tier.aclose()
 
 
 async def load(tier: StoreTier) -> list[bytes]:
     done: asyncio.Future[list[memoryview]] = asyncio.get_running_loop().create_future()
-    tier.load(CHAIN, 8, done.set_result)
+    tier.load(CHAIN, 4, 8, done.set_result)
     return [bytes(payload) for payload in await asyncio.wait_for(done, 30)]
 
 
@@ -121,6 +148,40 @@ async def test_stalled_read_keeps_what_came(
     assert failures(registry, "read") == 1
 
 
+async def test_store_that_is_too_slow_for_a_read_is_no_failing_store(
+    tier: StoreTier, store: FakeStore
+):
+    store.data, store.num_stored, store.stalls = [encode_chunk(chunk(0))], 3, True
+    for _ in range(MAX_FAILURES):
+        assert len(await load(tier)) == 1
+    assert tier.room_bytes()
+    tier.note_prefill(10**9, 1.0)
+    assert not tier.is_worth_loading(12, 24)  # its rate is known by what it brought
+
+
+async def test_store_that_brings_nothing_at_all_is_left_alone(tier: StoreTier, store: FakeStore):
+    store.num_stored, store.stalls = 3, True
+    for _ in range(MAX_FAILURES):
+        assert await load(tier) == []
+    assert not tier.room_bytes()
+
+
+async def test_first_read_goes_on_as_long_as_chunks_come(
+    tier: StoreTier, store: FakeStore, monkeypatch: pytest.MonkeyPatch
+):
+    loop = asyncio.get_running_loop()
+    now_s = loop.time()
+
+    def pass_time() -> None:
+        nonlocal now_s
+        now_s += 0.04
+
+    monkeypatch.setattr(loop, "time", lambda: now_s)
+    store.on_chunk = pass_time
+    store.data = [encode_chunk(chunk(index)) for index in range(3)]
+    assert len(await load(tier)) == 3
+
+
 async def test_more_chunks_than_asked_for_are_ignored(tier: StoreTier, store: FakeStore):
     store.data, store.num_stored = [encode_chunk(chunk(0)), encode_chunk(chunk(1))], 1
     assert len(await load(tier)) == 1
@@ -132,7 +193,7 @@ async def test_dead_store_is_left_alone_after_some_failures(tier: StoreTier, sto
         assert tier.is_worth_loading(64, 8)
         assert await load(tier) == []
     assert not tier.is_worth_loading(64, 8)
-    assert not tier.has_room(8)
+    assert not tier.room_bytes()
 
 
 async def test_slow_fetch_is_not_worth_it_once_measured(tier: StoreTier, store: FakeStore):
@@ -140,6 +201,22 @@ async def test_slow_fetch_is_not_worth_it_once_measured(tier: StoreTier, store: 
     await load(tier)
     tier.note_prefill(10**9, 1.0)
     assert not tier.is_worth_loading(1, 8)
+
+
+async def test_store_that_was_slow_once_is_measured_again_after_a_while(
+    tier: StoreTier, store: FakeStore, clock: Clock
+):
+    store.data = [encode_chunk(chunk(0))]
+    store.may_put.set()
+    await load(tier)
+    tier.store("acme", "", [chunk(1)])
+    await settle(tier)
+    tier.note_prefill(10**9, 1.0)
+    assert not tier.is_worth_loading(1, 8)
+    assert not tier.is_worth_swapping(1, 8)
+    clock.ahead_s += MAX_RATE_AGE_S
+    assert tier.is_worth_loading(1, 8)
+    assert tier.is_worth_swapping(1, 8)
 
 
 async def test_swap_is_not_worth_it_once_writing_proved_slow(tier: StoreTier, store: FakeStore):
@@ -164,11 +241,36 @@ async def test_chunks_are_written_in_the_order_given(tier: StoreTier, store: Fak
 
 
 async def test_writes_in_flight_are_bounded_and_freed(tier: StoreTier, store: FakeStore):
-    assert tier.has_room(MAX_WRITING_BYTES)
+    assert tier.room_bytes() == MAX_WRITING_BYTES
     tier.store("acme", "", [chunk(0)])
-    assert not tier.has_room(MAX_WRITING_BYTES)
+    assert tier.room_bytes() == MAX_WRITING_BYTES - 8
     store.error = Unavailable("away")
     store.may_put.set()
     await settle(tier)
-    assert tier.has_room(MAX_WRITING_BYTES)
+    assert tier.room_bytes() == MAX_WRITING_BYTES
     assert store.puts == []
+
+
+async def test_chunks_that_could_not_be_written_are_told_once(tier: StoreTier, store: FakeStore):
+    store.may_put.set()
+    tier.store("acme", "", [chunk(0)])
+    await settle(tier)
+    assert tier.take_absent() == []
+    store.error = Unavailable("away")
+    tier.store("acme", "", [chunk(2), chunk(1)])
+    await settle(tier)
+    assert tier.take_absent() == [HASHES[2], HASHES[1]]
+    assert tier.take_absent() == []
+
+
+async def test_chunks_that_a_look_up_or_a_read_missed_are_told(tier: StoreTier, store: FakeStore):
+    store.data = [encode_chunk(chunk(0))]
+    await load(tier)
+    assert tier.take_absent() == [HASHES[1], HASHES[2]]
+    store.num_stored = 2  # the second was evicted since the look-up
+    await load(tier)
+    assert tier.take_absent() == [HASHES[2], HASHES[1]]
+    store.data = [encode_chunk(chunk(1))]
+    store.num_stored = 3
+    await load(tier)
+    assert tier.take_absent() == [HASHES[0]]

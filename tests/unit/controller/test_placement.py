@@ -17,11 +17,11 @@ from services.controller.placement import (
     outsiders,
     place,
 )
-from services.controller.probing import PoolKeeper
+from services.controller.probing import PoolKeeper, announce
 from services.controller.settings import ControllerSettings
 from services.controller.tables import Tables
 from understudy.errors import NotFound, Unavailable
-from understudy.serving import SettingsError
+from understudy.serving import HealthState, SettingsError
 
 UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -85,10 +85,15 @@ def test_epochs_grow_even_when_the_clock_does_not():
     assert next_epoch(1000, 10) == 1001
 
 
-async def test_a_watcher_gets_the_current_table_and_each_newer_one():
+async def test_a_watcher_gets_the_first_table_and_each_newer_one():
     tables = Tables(["llm"], clock_ms=lambda: 100)
     watching = tables.watch("llm")
-    first = await anext(watching)
+    waiting = asyncio.ensure_future(anext(watching))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    assert tables.current("llm") is None
+    assert await tables.update("llm", []) is not None
+    first = await waiting
     assert (first.epoch, first.shares) == (100, ())
     waiting = asyncio.ensure_future(anext(watching))
     assert await tables.update("llm", []) is None
@@ -136,6 +141,33 @@ async def test_a_replica_leaves_after_two_unanswered_looks_and_comes_back():
     prober.answers["b"] = holding("b")
     await keeper.look()
     assert preferences(tables.current("llm").shares) == {"a": (0, 1), "b": (2, 3)}
+
+
+async def test_a_first_look_that_missed_a_replica_publishes_nothing():
+    prober, tables = FakeProber(), Tables(["llm"])
+    metrics = ControllerMetrics.on(CollectorRegistry())
+    keeper = PoolKeeper(PoolMembers("llm", ("a", "b", "c")), prober, tables, metrics)
+    prober.answers = {"a": holding("a"), "b": Unavailable("No."), "c": None}
+    await keeper.look()
+    assert tables.current("llm") is None
+    prober.answers["b"] = holding("b")
+    await keeper.look()
+    assert preferences(tables.current("llm").shares) == {"a": (0, 1), "b": (2, 3)}
+
+
+async def test_a_replica_that_never_answers_holds_the_first_table_back_for_two_looks_only():
+    prober, tables = FakeProber(), Tables(["llm"])
+    metrics = ControllerMetrics.on(CollectorRegistry())
+    keeper = PoolKeeper(PoolMembers("llm", ("a", "b")), prober, tables, metrics)
+    prober.answers = {"a": holding("a"), "b": Unavailable("No.")}
+    health = HealthState(is_ready=False)
+    announcing = asyncio.ensure_future(announce(tables, health))
+    await keeper.look()
+    assert not health.is_ready
+    await keeper.look()
+    await announcing
+    assert health.is_ready
+    assert preferences(tables.current("llm").shares) == {"a": (0, 1, 2, 3)}
 
 
 async def test_a_replica_that_says_it_takes_no_work_leaves_at_once():

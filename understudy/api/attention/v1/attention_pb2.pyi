@@ -71,7 +71,9 @@ class Submit(_message.Message):
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     sequence_id: _builtins.int
-    """Chosen by the router, unique within the session."""
+    """Chosen by the router, above every id that it used in this session before; one that is not ends
+    the session with INVALID_ARGUMENT.
+    """
     committed_tokens: _builtins.int
     """How many of `tokens` at the end are output already (re-placed sequence): sampling positions
     and grammar state continue after them.

@@ -47,7 +47,8 @@ class ControllerServiceServicer:
     """
 
     def WatchPlacement(self, request, context):
-        """Streams the placement table: the current one at once, then each newer epoch.
+        """Streams the placement table, then each newer epoch. A controller that has just started sends
+        nothing until it has asked the expert workers; callers keep the table that they have.
         NOT_FOUND for a pool without expert workers.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -34,7 +34,8 @@ class ControllerServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ControllerServiceAsyncStub: ...
     WatchPlacement: _grpc.UnaryStreamMultiCallable[_controller_pb2.WatchPlacementRequest, _controller_pb2.WatchPlacementResponse]
-    """Streams the placement table: the current one at once, then each newer epoch.
+    """Streams the placement table, then each newer epoch. A controller that has just started sends
+    nothing until it has asked the expert workers; callers keep the table that they have.
     NOT_FOUND for a pool without expert workers.
     """
 
@@ -44,7 +45,8 @@ class ControllerServiceAsyncStub(ControllerServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     WatchPlacement: _aio.UnaryStreamMultiCallable[_controller_pb2.WatchPlacementRequest, _controller_pb2.WatchPlacementResponse]  # type: ignore[assignment]
-    """Streams the placement table: the current one at once, then each newer epoch.
+    """Streams the placement table, then each newer epoch. A controller that has just started sends
+    nothing until it has asked the expert workers; callers keep the table that they have.
     NOT_FOUND for a pool without expert workers.
     """
 
@@ -57,7 +59,8 @@ class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _controller_pb2.WatchPlacementRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_controller_pb2.WatchPlacementResponse], _abc.AsyncIterator[_controller_pb2.WatchPlacementResponse]]:
-        """Streams the placement table: the current one at once, then each newer epoch.
+        """Streams the placement table, then each newer epoch. A controller that has just started sends
+        nothing until it has asked the expert workers; callers keep the table that they have.
         NOT_FOUND for a pool without expert workers.
         """
 
