@@ -9,6 +9,8 @@ from prometheus_client import CollectorRegistry
 
 from services.router.answers import Attempt, Decision
 from services.router.attempts import Transcript
+from services.router.policy import LLM, SLM
+from understudy.errors import REASONS
 from understudy.telemetry import Instruments
 
 PROVIDER: Final = "understudy"
@@ -78,6 +80,15 @@ class RouterMetrics:
             "unjournalled", "Requests served without resume, because the journal was away."
         )
         self.active = make.gauge("active_requests", "Requests being served.")
+        self._start_at_zero()
+
+    def _start_at_zero(self) -> None:
+        """Expose what is rare from the start: Prometheus sees no increase in a first sample."""
+        for reason in REASONS:
+            self.failures.labels(reason)
+        for pool in (SLM, LLM):
+            self.replacements.labels(pool)
+            self.disagreements.labels(pool)
 
     def count_attempt(
         self,
