@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +10,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from deploy.telemetry.build_prometheus import find_tool
 from deploy.telemetry.schema import Schema, load_schema
 from tests.contract.router.conftest import town as town  # a fixture, re-exported
+from tests.telemetry.tools import tool
 
 TRACED_MODULES = (
     "services.router.conductor",
@@ -47,21 +46,6 @@ def exporter(
     return memory
 
 
-def tool(name: str) -> Path:
-    """Return a binary of Prometheus, or skip the test with the reason."""
-    found = find_tool(name, os.environ)
-    if found is None:
-        pytest.skip(
-            f"needs {name}: `python -m deploy.telemetry.build_prometheus` builds it with Go"
-        )
-    return found
-
-
 @pytest.fixture(scope="session")
 def promtool() -> Path:
     return tool("promtool")
-
-
-@pytest.fixture(scope="session")
-def prometheus() -> Path:
-    return tool("prometheus")
