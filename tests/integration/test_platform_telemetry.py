@@ -107,9 +107,14 @@ def test_every_sample_of_a_live_platform_is_declared(
     services: list[ServiceState], cast: Cast, schema: Schema
 ) -> None:
     assert cast.escalated.answer.decision.is_escalated
-    assert {one.name.partition("-")[0] for one in services} == set(
-        ["router", "attention", "experts", "kvstore", "distiller", "controller"]
-    )
+    assert {one.name.partition("-")[0] for one in services} == {
+        "router",
+        "attention",
+        "experts",
+        "kvstore",
+        "distiller",
+        "controller",
+    }
     for service in services:
         for kind, sample in samples_of(service):
             if sample.name.endswith("_created"):
