@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Final
 
 from prometheus_client import CollectorRegistry
@@ -26,7 +25,7 @@ TOKEN_BUCKETS_S: Final = (
 )  # fmt: skip
 CONFIDENCE_BUCKETS: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.99)
 
-Exemplar = Mapping[str, str] | None
+Exemplar = dict[str, str] | None
 
 
 class RouterMetrics:
