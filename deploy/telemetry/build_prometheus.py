@@ -20,8 +20,8 @@ VERSION: Final = "v0.315.0"
 GO_VERSION: Final = "1.26.0"
 REPLACEMENTS: Final = ("cloud.google.com/go => cloud.google.com/go v0.123.0",)
 """Of the module's own go.mod; Go ignores those of a dependency."""
-TAGS: Final = "remove_all_sd,enable_kubernetes_sd"
-"""Of all ways to find targets, only files and Kubernetes; the clouds' would double the build."""
+TAGS: Final = "remove_all_sd"
+"""Targets come from the configuration alone; what finds them in clouds would double the build."""
 TOOLS: Final = ("prometheus", "promtool")
 BUILD_TIMEOUT_S: Final = 3600
 

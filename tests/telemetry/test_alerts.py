@@ -66,6 +66,8 @@ def test_promtool_accepts_the_rules(promtool: Path) -> None:
     assert f"{len(load_rules())} rules found" in done.stdout
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.telemetry
 @pytest.mark.parametrize("cases", CASES, ids=lambda path: path.stem)
 def test_alerts_fire_and_are_silent_as_the_cases_say(promtool: Path, cases: Path) -> None:
