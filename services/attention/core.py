@@ -90,6 +90,7 @@ class EngineCore:
         self._num_arrived = 0
         self._num_deferrals = 0
         self._step = 0
+        metrics.blocks.set(scheduler.blocks.num_blocks)
 
     @property
     def is_idle(self) -> bool:

@@ -50,6 +50,7 @@ class EngineMetrics:
             "waiting_by_priority", "Sequences waiting for blocks, by class.", labels=("priority",)
         )
         self.tenants = make.gauge("tenants", "Tenants with live sequences, once per class.")
+        self.blocks = make.gauge("blocks", "KV blocks of this worker.")
         self.held_blocks = make.gauge("held_blocks", "KV blocks held for waiting sequences.")
         self.free_blocks = make.gauge("free_blocks", "KV blocks that no sequence holds.")
 

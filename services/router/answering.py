@@ -23,7 +23,7 @@ from services.router.texts import TextStream
 from services.router.tries import Assignment, Company, Try, begin
 from services.router.verifiers import tool_call, verify
 from understudy.errors import PromptTooLong, ResourceExhausted, Unavailable
-from understudy.telemetry import names
+from understudy.telemetry import exemplar, names
 from understudy.workloads import Verdict
 
 logger = logging.getLogger(__name__)
@@ -172,7 +172,9 @@ class Answering:
         await self._journal(records.delta_record(delta, token_ids))
         if self._num_deltas == 0:
             elapsed_s = time.monotonic() - self._started_s
-            self._company.metrics.first_delta_s.labels(path.pool).observe(elapsed_s)
+            self._company.metrics.first_delta_s.labels(path.pool).observe(
+                elapsed_s, exemplar(self._assignment.span.get_span_context())
+            )
         self._num_deltas += 1
         return delta
 
@@ -190,7 +192,8 @@ class Answering:
         )
         finished = Finished(finish_reason, self._attempts[-1].usage, decision)
         await self._journal(records.finished_record(finished))
-        self._company.metrics.count_answer(decision, time.monotonic() - self._started_s)
+        elapsed_s = time.monotonic() - self._started_s
+        self._company.metrics.count_answer(decision, elapsed_s, exemplar(context))
         self._describe(finished)
         logger.info(
             "Answered.",

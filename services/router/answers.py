@@ -65,6 +65,19 @@ class Decision:
         known = (attempt.confidence for attempt in self.attempts)
         return next((confidence for confidence in known if confidence is not None), None)
 
+    @property
+    def llm_alone_cost(self) -> float:
+        """What the LLM alone would have cost, as `cost_ratio` takes it."""
+        return self.cost / self.cost_ratio if self.cost_ratio else 0.0
+
+    @property
+    def verdict(self) -> Literal["passed", "failed", "none"]:
+        """What the verifiers say of the answer; none where nothing could be verified."""
+        verdicts = self.attempts[-1].verdicts
+        if not verdicts:
+            return "none"
+        return "passed" if all(verdict.passed for verdict in verdicts) else "failed"
+
 
 @dataclass(frozen=True, slots=True)
 class Started:

@@ -68,9 +68,15 @@ class Transcript:
     model: str = ""
     worker: str = ""
     num_replacements: int = 0
+    is_ended: bool = False
+    """Whether the worker said that the sequence is complete."""
+    first_token_s: float | None = None
+    """When the first token of this attempt came."""
 
     def add(self, tokens: Tokens) -> None:
         """Append new tokens."""
+        if self.first_token_s is None and tokens.ids:
+            self.first_token_s = time.monotonic()
         self.ids.extend(tokens.ids)
         self.logprobs.extend(tokens.logprobs)
         self.margins.extend(tokens.margins)
@@ -96,6 +102,19 @@ class Transcript:
     def duration_s(self) -> float:
         """Seconds since the attempt began."""
         return time.monotonic() - self.started_s
+
+    @property
+    def time_to_first_token_s(self) -> float | None:
+        """Seconds from the beginning to the first token; None while there is none."""
+        return None if self.first_token_s is None else self.first_token_s - self.started_s
+
+    @property
+    def time_per_output_token_s(self) -> float | None:
+        """Seconds from the first token until now, for each token after it; None before a second."""
+        num_after_first = len(self.is_forced) - 1
+        if self.first_token_s is None or num_after_first < 1:
+            return None
+        return (time.monotonic() - self.first_token_s) / num_after_first
 
 
 class AttemptRun:
@@ -159,7 +178,7 @@ class AttemptRun:
 
     def _end(self, event: Ended) -> None:
         transcript = self.transcript
-        transcript.finish_reason = event.finish_reason
+        transcript.is_ended, transcript.finish_reason = True, event.finish_reason
         transcript.computed_positions += event.computed_positions
         if not transcript.num_replacements:
             transcript.cached_tokens = event.cached_tokens

@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from prometheus_client import CollectorRegistry
 
 from services.router.answers import Attempt, Decision
+from services.router.attempts import Transcript
+from services.router.policy import LLM, SLM
+from understudy.errors import REASONS
 from understudy.telemetry import Instruments
+
+PROVIDER: Final = "understudy"
+ATTEMPT_LABELS: Final = (
+    "pool",
+    "gen_ai_operation_name",
+    "gen_ai_provider_name",
+    "gen_ai_request_model",
+    "gen_ai_response_model",
+)
+TOKEN_BUCKETS_S: Final = (
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5,
+)  # fmt: skip
+CONFIDENCE_BUCKETS: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.99)
+
+Exemplar = dict[str, str] | None
 
 
 class RouterMetrics:
@@ -16,14 +36,37 @@ class RouterMetrics:
         self.answers = make.counter(
             "answers", "Answers by answering pool and reason.", ("pool", "reason", "workload")
         )
+        self.verified = make.counter(
+            "verified_answers", "Answers by what their verifiers say.", ("workload", "verdict")
+        )
+        self.confidence = make.histogram(
+            "confidence", "Calibrated confidence of SLM attempts.", ("workload",),
+            unit="ratio", buckets=CONFIDENCE_BUCKETS,
+        )  # fmt: skip
         self.failures = make.counter("failures", "Requests that failed, by reason.", ("reason",))
         self.cost = make.counter(
-            "cost", "Cost of answers in LLM positions.", ("pool",), unit="positions"
+            "cost", "Cost of attempts in LLM positions.", ("pool",), unit="positions"
         )
-        self.tokens = make.counter("tokens", "Tokens of attempts.", ("pool", "kind"), unit="tokens")
+        self.llm_alone_cost = make.counter(
+            "llm_alone_cost", "What the LLM alone would have cost.", unit="positions"
+        )
+        self.tokens = make.counter(
+            "attempt", "Tokens of attempts.", ("pool", "kind"), unit="tokens"
+        )
         self.request_s = make.histogram("request", "Time of whole requests.", ("pool",))
-        self.attempt_s = make.histogram("attempt", "Time of attempts.", ("pool",))
         self.first_delta_s = make.histogram("first_delta", "Time to the first delta.", ("pool",))
+        self.attempt_s = make.convention(
+            "gen_ai.server.request.duration", "Time of attempts.", ATTEMPT_LABELS
+        )
+        self.first_token_s = make.convention(
+            "gen_ai.server.time_to_first_token", "Time to an attempt's first token.", ATTEMPT_LABELS
+        )
+        self.output_token_s = make.convention(
+            "gen_ai.server.time_per_output_token",
+            "Time of an attempt's tokens after the first.",
+            ATTEMPT_LABELS,
+            TOKEN_BUCKETS_S,
+        )
         self.replacements = make.counter(
             "replacements", "Sequences placed again after their worker failed.", ("pool",)
         )
@@ -36,18 +79,46 @@ class RouterMetrics:
             "unjournalled", "Requests served without resume, because the journal was away."
         )
         self.active = make.gauge("active_requests", "Requests being served.")
+        self._start_at_zero()
 
-    def count_attempt(self, attempt: Attempt, num_replacements: int) -> None:
-        """Count a finished attempt."""
+    def _start_at_zero(self) -> None:
+        """Expose what is rare from the start: Prometheus sees no increase in a first sample."""
+        for reason in REASONS:
+            self.failures.labels(reason)
+        for pool in (SLM, LLM):
+            self.replacements.labels(pool)
+            self.disagreements.labels(pool)
+
+    def count_attempt(
+        self,
+        attempt: Attempt,
+        transcript: Transcript,
+        *,
+        operation: str,
+        model: str,
+        exemplar: Exemplar,
+    ) -> None:
+        """Count a finished attempt at an `operation` of the GenAI conventions on a named model."""
         usage = attempt.usage
-        self.attempt_s.labels(attempt.pool).observe(attempt.duration_s)
         self.tokens.labels(attempt.pool, "prompt").inc(usage.prompt_tokens)
         self.tokens.labels(attempt.pool, "cached").inc(usage.cached_prompt_tokens)
         self.tokens.labels(attempt.pool, "completion").inc(usage.completion_tokens)
         self.cost.labels(attempt.pool).inc(attempt.cost)
-        self.replacements.labels(attempt.pool).inc(num_replacements)
+        self.replacements.labels(attempt.pool).inc(transcript.num_replacements)
+        labels = (attempt.pool, operation, PROVIDER, model, attempt.model)
+        for histogram, seconds in (
+            (self.attempt_s, attempt.duration_s),
+            (self.first_token_s, transcript.time_to_first_token_s),
+            (self.output_token_s, transcript.time_per_output_token_s),
+        ):
+            if seconds is not None:
+                histogram.labels(*labels).observe(seconds, exemplar)
 
-    def count_answer(self, decision: Decision, duration_s: float) -> None:
+    def count_answer(self, decision: Decision, duration_s: float, exemplar: Exemplar) -> None:
         """Count an answered request."""
         self.answers.labels(decision.pool, decision.reason, decision.workload).inc()
-        self.request_s.labels(decision.pool).observe(duration_s)
+        self.verified.labels(decision.workload, decision.verdict).inc()
+        self.llm_alone_cost.inc(decision.llm_alone_cost)
+        self.request_s.labels(decision.pool).observe(duration_s, exemplar)
+        if decision.confidence is not None:
+            self.confidence.labels(decision.workload).observe(decision.confidence, exemplar)

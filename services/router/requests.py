@@ -91,6 +91,11 @@ class Request:
     idempotency_key: str = ""
     priority: Priority = "standard"
 
+    @property
+    def operation(self) -> str:
+        """What is asked for, as OpenTelemetry's GenAI conventions call it."""
+        return "chat" if self.messages else "text_completion"
+
     def digest(self) -> str:
         """Return the identity of what is asked, the idempotency key apart."""
         return sha256(replace(self, idempotency_key="").to_json().encode()).hexdigest()

@@ -6,19 +6,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from opentelemetry.trace import Span, set_span_in_context, use_span
+from opentelemetry.trace import Span, Status, StatusCode, set_span_in_context, use_span
 
 from services.router.admission import Admission
 from services.router.answers import Attempt
 from services.router.attempts import AttemptRun, Job
-from services.router.metrics import RouterMetrics
+from services.router.metrics import PROVIDER, RouterMetrics
 from services.router.plans import Plan
-from services.router.policy import LLM, attempt_cost
+from services.router.policy import AUTO, LLM, attempt_cost
 from services.router.requests import Request
 from services.router.stage import Stage
 from services.router.tenants import Tenants
+from understudy.errors import UnderstudyError
 from understudy.rpc import Deadline, traceparent
-from understudy.telemetry import names, tracer
+from understudy.telemetry import exemplar, names, tracer
 from understudy.text.tokenizer import Tokenizer
 from understudy.workloads import Verdict
 
@@ -57,16 +58,17 @@ class Try:
         self.run = run
         self.pool = pool
         self._company = company
-        self._plan = assignment.plan
+        self._assignment = assignment
 
     def facts(self, verdicts: Sequence[Verdict], confidence: float | None) -> Attempt:
         """Return the finished attempt and count it."""
         transcript = self.run.transcript
-        usage = transcript.usage(len(self._plan.tokens))
+        plan, request = self._assignment.plan, self._assignment.request
+        usage = transcript.usage(len(plan.tokens))
         attempt = Attempt(
             pool=self.pool,
             model=transcript.model,
-            adapter=self._plan.adapter if self.pool == LLM else "",
+            adapter=plan.adapter if self.pool == LLM else "",
             usage=usage,
             forced_tokens=sum(transcript.is_forced),
             confidence=confidence,
@@ -76,7 +78,13 @@ class Try:
             verdicts=tuple(verdicts),
             worker=transcript.worker,
         )
-        self._company.metrics.count_attempt(attempt, transcript.num_replacements)
+        self._company.metrics.count_attempt(
+            attempt,
+            transcript,
+            operation=request.operation,
+            model=request.model or AUTO,
+            exemplar=exemplar(self._assignment.span.get_span_context()),
+        )
         return attempt
 
 
@@ -88,7 +96,12 @@ def begin(
     span = tracer(__name__).start_span(
         names.ROUTER_ATTEMPT,
         context=set_span_in_context(assignment.span),
-        attributes={names.POOL: pool},
+        attributes={
+            names.POOL: pool,
+            names.OPERATION: assignment.request.operation,
+            names.PROVIDER: PROVIDER,
+            names.REQUEST_MODEL: assignment.request.model or AUTO,
+        },
     )
     with use_span(span, end_on_exit=False):
         parent = traceparent()
@@ -97,6 +110,10 @@ def begin(
     )
     try:
         yield Try(company, assignment, pool, run)
+    except UnderstudyError as error:
+        span.set_attribute(names.ERROR_TYPE, error.reason)
+        span.set_status(Status(StatusCode.ERROR, error.reason))
+        raise
     finally:
         transcript = run.transcript
         usage = transcript.usage(len(assignment.plan.tokens))
@@ -110,6 +127,8 @@ def begin(
                 names.COST: attempt_cost(usage, *company.stage.position_parameters(pool)),
             }
         )
+        if transcript.is_ended:
+            span.set_attribute(names.FINISH_REASONS, (transcript.finish_reason,))
         span.end()
 
 

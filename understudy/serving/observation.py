@@ -12,7 +12,7 @@ from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, Status, StatusCode
 
 from understudy.rpc.metadata import current_request_id
 from understudy.rpc.traces import extract
-from understudy.telemetry import Instruments, names
+from understudy.telemetry import Instruments, exemplar, names
 
 _QUIET: Final = frozenset({"OK", "CANCELLED"})
 
@@ -56,7 +56,9 @@ class CallObserver:
                 _conclude(span, outcome)
                 self._active.labels(method).dec()
                 self._calls.labels(method, outcome.code).inc()
-                self._duration.labels(method).observe(time.monotonic() - started_at)
+                self._duration.labels(method).observe(
+                    time.monotonic() - started_at, exemplar(span.get_span_context())
+                )
 
     @contextmanager
     def _spanned(self, method: str, parent: Context | None) -> Iterator[Span]:

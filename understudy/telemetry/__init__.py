@@ -5,7 +5,7 @@ starts to record then. Prompt text is never an attribute, a label or a log field
 """
 
 from understudy.telemetry.logs import configure_logging
-from understudy.telemetry.metrics import Instruments
+from understudy.telemetry.metrics import Instruments, exemplar
 from understudy.telemetry.streams import SpanStream
 from understudy.telemetry.tracing import configure_tracing, remote_context, tracer
 
@@ -14,6 +14,7 @@ __all__ = [
     "SpanStream",
     "configure_logging",
     "configure_tracing",
+    "exemplar",
     "remote_context",
     "tracer",
 ]

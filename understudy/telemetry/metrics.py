@@ -1,5 +1,7 @@
 """Declares Prometheus instruments under one naming rule: `understudy_<service>_<what>_<unit>`.
 
+What OpenTelemetry's GenAI conventions name keeps their name, as Prometheus spells it.
+
 Each service declares its instruments once, in its `metrics.py`, on the registry it hands to
 `serve()`, which exposes them. Registries are passed, never global, so tests stay apart.
 """
@@ -8,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from opentelemetry.trace import SpanContext, format_trace_id
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 SECONDS_BUCKETS: Final = (
@@ -46,5 +49,23 @@ class Instruments:
             self._name(what, unit), help, labels, registry=self.registry, buckets=buckets
         )
 
+    def convention(
+        self,
+        name: str,
+        help: str,  # noqa: A002
+        labels: Sequence[str],
+        buckets: Sequence[float] = SECONDS_BUCKETS,
+    ) -> Histogram:
+        """A distribution of seconds that OpenTelemetry's conventions name, such as `gen_ai.x`."""
+        prometheus_name = f"{name.replace('.', '_')}_seconds"
+        return Histogram(prometheus_name, help, labels, registry=self.registry, buckets=buckets)
+
     def _name(self, what: str, unit: str) -> str:
         return "_".join(part for part in ("understudy", self.service, what, unit) if part)
+
+
+def exemplar(context: SpanContext) -> dict[str, str] | None:
+    """Return what links a measured value to its trace; None where the trace is not kept."""
+    if not context.is_valid or not context.trace_flags.sampled:
+        return None
+    return {"trace_id": format_trace_id(context.trace_id)}

@@ -55,7 +55,7 @@ async def test_an_escalated_request_is_one_tree(town: Any, exporter: InMemorySpa
         assert span.parent is not None and span.parent.span_id == root.context.span_id
         assert span.attributes is not None
         assert span.attributes["understudy.pool"] == attempt.pool
-        assert span.attributes["understudy.attempt.tokens"] == attempt.usage.completion_tokens
+        assert span.attributes["gen_ai.usage.output_tokens"] == attempt.usage.completion_tokens
         assert span.attributes["understudy.cost"] == pytest.approx(attempt.cost)
         parent = worker.submissions[0].traceparent.split("-")
         assert parent[1:3] == [

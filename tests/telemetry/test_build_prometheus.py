@@ -1,0 +1,74 @@
+"""The tool that finds or builds Prometheus, with a script in place of Go."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from deploy.telemetry.build_prometheus import TOOLS, VERSION, cache_folder, find_tool, main
+
+Program = Callable[[str, str], Path]
+BUILDS = (
+    'PATH=/usr/bin:/bin; [ "$1" = build ] || { cp go.mod "$HOME/seen.mod"; exit 0; }\n'
+    'while [ "$1" != -o ]; do shift; done; echo built > "$2"'
+)
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Program:
+    """Write an executable script into the only folder on PATH."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+
+    def write(name: str, body: str) -> Path:
+        path = folder / name
+        path.write_text(f"#!/bin/sh\n{body}\n")
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    home, cache = str(tmp_path), str(tmp_path / "cache")
+    return {"PATH": str(tmp_path / "bin"), "HOME": home, "XDG_CACHE_HOME": cache}
+
+
+def test_the_pinned_tools_are_built_once_and_found_again(
+    program: Program, environ: dict[str, str], tmp_path: Path
+) -> None:
+    lines: list[str] = []
+    go = program("go", BUILDS)
+    assert main(environ, lines.append) == 0
+    assert sorted(path.name for path in cache_folder(environ).iterdir()) == sorted(TOOLS)
+    assert VERSION in (tmp_path / "seen.mod").read_text()
+    go.unlink()
+    assert main(environ, lines.append) == 0
+    assert find_tool("promtool", environ) == cache_folder(environ) / "promtool"
+
+
+def test_tools_on_the_path_are_taken_where_none_was_built(
+    program: Program, environ: dict[str, str]
+) -> None:
+    assert find_tool("promtool", environ) is None
+    paths = {name: program(name, "exit 0") for name in TOOLS}
+    assert {name: find_tool(name, environ) for name in TOOLS} == paths
+    assert main(environ, lambda _: None) == 0
+
+
+def test_without_go_it_says_what_is_needed(environ: dict[str, str]) -> None:
+    lines: list[str] = []
+    assert main(environ, lines.append) == 1
+    assert "Go 1.26.0 or newer is needed" in lines[-1]
+
+
+def test_a_build_that_breaks_leaves_nothing(program: Program, environ: dict[str, str]) -> None:
+    lines: list[str] = []
+    program("go", "exit 3")
+    assert main(environ, lines.append) == 1
+    assert "not built" in lines[-1]
+    assert list(cache_folder(environ).iterdir()) == []
