@@ -44,6 +44,8 @@ def test_every_metric_is_watched_or_said_not_to_be(schema: Schema) -> None:
         "understudy_attention_tenants",
         "understudy_attention_held_blocks",
         "understudy_attention_sessions",
+        "understudy_experts_triton_up",
+        "understudy_experts_triton_loads",
     }
     assert schema.metrics.keys() - watched == for_other_questions
 

@@ -92,6 +92,36 @@ AFD: Final = Dashboard(
             ),
         ),
         Row(
+            "Triton",
+            (
+                Panel(
+                    "Frames by place",
+                    "Where they were computed.",
+                    "ops",
+                    (Query(rate("understudy_experts_executed_total", by=("place",)), "{{place}}"),),
+                    is_stacked=True,
+                ),
+                Panel(
+                    "Calls",
+                    "Time of one call to Triton.",
+                    "s",
+                    quantiles("understudy_experts_triton_call_seconds", "pool"),
+                ),
+                Panel(
+                    "Fallbacks",
+                    "Frames that Triton should have computed, and failed canaries.",
+                    "ops",
+                    (
+                        Query(rate("understudy_experts_fallbacks_total", by=("pod",)), "{{pod}}"),
+                        Query(
+                            rate("understudy_experts_canary_failures_total", by=("pod",)),
+                            "{{pod}} canary",
+                        ),
+                    ),
+                ),
+            ),
+        ),
+        Row(
             "Balance",
             (
                 Panel(
