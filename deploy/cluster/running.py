@@ -1,0 +1,167 @@
+"""Starts a cluster inside namespaces of its own, and finds one that runs."""
+
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final, NoReturn
+
+from deploy.cluster import namespaces
+from deploy.cluster.layout import PYTHON, ROOT, Layout
+from deploy.tools.build_helm import find_helm
+
+LOCK: Final = "cluster.lock"
+STOP_TIMEOUT_S: Final = 30
+_POLL_S: Final = 0.2
+_UNSHARE: Final = (
+    "unshare",
+    "--user",
+    "--map-root-user",
+    "--net",
+    "--mount",
+    "--ipc",
+    "--uts",
+    "--pid",
+    "--fork",
+    "--mount-proc",
+    "--kill-child=SIGKILL",
+    "--",
+)
+
+
+class RunError(Exception):
+    """The cluster cannot be started, or none runs."""
+
+
+def inside_command(state: Path, command: Sequence[str]) -> list[str]:
+    """Return the command that becomes the cluster."""
+    inside = [PYTHON, "-m", "deploy.cluster.inside", str(state)]
+    return [*_UNSHARE, *inside, *command]
+
+
+def inside_environment(folders: Sequence[Path], environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of the cluster: the tools come first on PATH."""
+    helm = find_helm(environ)
+    tools = [*map(str, folders), *([str(helm.parent)] if helm else [])]
+    path = os.pathsep.join([*tools, environ.get("PATH", os.defpath)])
+    paths = os.pathsep.join(filter(None, [str(ROOT), environ.get("PYTHONPATH", "")]))
+    return {**environ, "PATH": path, "PYTHONPATH": paths}
+
+
+def check_namespaces() -> None:
+    """Refuse where this user cannot make namespaces, and say what would help."""
+    for program in ("unshare", "nsenter", "ip"):
+        if shutil.which(program) is None:
+            raise RunError(f"{program} is missing: install util-linux and iproute2")
+    trial = subprocess.run([*_UNSHARE, "true"], capture_output=True, text=True, check=False)
+    if trial.returncode:
+        raise RunError(
+            "this user cannot make the namespaces that the cluster needs: "
+            f"{trial.stderr.strip()}. It takes user namespaces (user.max_user_namespaces above 0, "
+            "and no rule of a container engine or of AppArmor against them)"
+        )
+
+
+def claim_state(state: Path) -> int:
+    """Empty the folder and lock it for as long as the returned file is open."""
+    if state.exists() and any(state.iterdir()) and not (state / LOCK).exists():
+        raise RunError(f"{state} holds something else; name an empty folder")
+    state.mkdir(parents=True, exist_ok=True)
+    state.chmod(0o700)
+    lock = os.open(state / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise RunError(f"a cluster runs in {state} already") from error
+    for entry in state.iterdir():
+        if entry.name != LOCK:
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    os.set_inheritable(lock, True)
+    return lock
+
+
+def become_cluster(state: Path, command: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
+    """Turn this process into the cluster; it ends with the process that called it."""
+    check_namespaces()
+    claim_state(state)
+    namespaces.die_with_parent(signal.SIGKILL, os.getppid())
+    os.execvpe(_UNSHARE[0], inside_command(state, command), dict(environ))
+
+
+def start_cluster(state: Path, environ: Mapping[str, str]) -> int:
+    """Start a cluster that stays; return its process once it is ready."""
+    check_namespaces()
+    lock = claim_state(state)
+    with (state / "start.log").open("wb") as log:
+        process = subprocess.Popen(
+            inside_command(state, []),
+            env=dict(environ),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=(lock,),
+            start_new_session=True,
+        )
+    os.close(lock)
+    (state / "pid").write_text(f"{process.pid} {_started(process.pid)}")
+    while not Layout(state).ready.exists():
+        if process.poll() is not None:
+            raise RunError((state / "start.log").read_text(errors="replace"))
+        time.sleep(_POLL_S)
+    return process.pid
+
+
+def find_cluster(state: Path) -> int:
+    """Return the process of the cluster that runs there; never one that only has its number."""
+    record = state / "pid"
+    if record.exists():
+        pid, started = record.read_text().split()
+        if _started(int(pid)) == started:
+            return int(pid)
+    raise RunError(f"no cluster runs in {state}")
+
+
+def stop_cluster(state: Path) -> None:
+    """End the cluster that runs there and everything in it."""
+    pid = find_cluster(state)
+    os.kill(_first_inside(pid), signal.SIGTERM)
+    deadline_s = time.monotonic() + STOP_TIMEOUT_S
+    while _started(pid):
+        if time.monotonic() > deadline_s:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(_POLL_S)
+
+
+def enter_cluster(state: Path, command: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
+    """Turn this process into a command inside the cluster that runs there."""
+    target = str(_first_inside(find_cluster(state)))
+    layout = Layout(state)
+    variables = {**environ, "KUBECONFIG": str(layout.kubeconfig), "CLUSTER_STATE": str(state)}
+    enter = ["nsenter", "--target", target, "--user", "--net", "--mount", "--ipc", "--uts", "--pid"]
+    os.execvpe("nsenter", [*enter, "--preserve-credentials", "--", *command], variables)
+
+
+def _first_inside(pid: int) -> int:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    if not children:
+        raise RunError("the cluster is ending")
+    return int(children[0])
+
+
+def _started(pid: int) -> str:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    except FileNotFoundError:
+        return ""
+    return "" if fields[0] == "Z" else fields[19]
+
+
+def report(line: str) -> None:
+    """Print progress where it does not mix with a command's output."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
