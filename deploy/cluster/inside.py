@@ -1,7 +1,7 @@
-"""The first process inside a cluster's namespaces: `python -m deploy.cluster.inside STATE CMD...`.
+"""The first process of a cluster: `python -m deploy.cluster.inside STATE COMMAND...`.
 
-It lays the network, starts control plane and agent, runs the command, and ends. The kernel then ends
-every other process of the namespace, so nothing is left, however this process ended.
+It lays the network, starts control plane and agent, runs the command, and ends. The kernel then
+ends every other process of the namespace, so nothing is left, however this process ended.
 """
 
 import json

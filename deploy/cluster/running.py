@@ -90,7 +90,7 @@ def become_cluster(state: Path, command: Sequence[str], environ: Mapping[str, st
     check_namespaces()
     claim_state(state)
     namespaces.die_with_parent(signal.SIGKILL, os.getppid())
-    os.execvpe(_UNSHARE[0], inside_command(state, command), dict(environ))
+    os.execvpe(_UNSHARE[0], inside_command(state, command), dict(environ))  # noqa: S606
 
 
 def start_cluster(state: Path, environ: Mapping[str, str]) -> int:
@@ -143,7 +143,7 @@ def enter_cluster(state: Path, command: Sequence[str], environ: Mapping[str, str
     layout = Layout(state)
     variables = {**environ, "KUBECONFIG": str(layout.kubeconfig), "CLUSTER_STATE": str(state)}
     enter = ["nsenter", "--target", target, "--user", "--net", "--mount", "--ipc", "--uts", "--pid"]
-    os.execvpe("nsenter", [*enter, "--preserve-credentials", "--", *command], variables)
+    os.execvpe("nsenter", [*enter, "--preserve-credentials", "--", *command], variables)  # noqa: S606
 
 
 def _first_inside(pid: int) -> int:

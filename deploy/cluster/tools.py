@@ -25,7 +25,7 @@ class Tool:
     commands: Mapping[str, str]
     """Binary: package it is built from."""
     linker_values: Mapping[str, str]
-    """Variables set at link time: binaries that do not know their version refuse charts that ask."""
+    """Variables set at link time; tools that do not know their version refuse charts that ask."""
     tags: tuple[str, ...] = ()
     replacements: tuple[str, ...] = ()
     """Lines for `replace`, as the module's own file has them; Go ignores those of a dependency."""

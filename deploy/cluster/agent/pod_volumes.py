@@ -64,7 +64,7 @@ class PodVolumes:
     async def _make_one(self, pod: Json, volume: Json) -> Path:
         folder, kind = self._folder / volume["name"], volumes.kind_of(volume)
         if kind == "persistentVolumeClaim":
-            claim = volume[kind]["claimName"]
+            claim = str(volume[kind]["claimName"])
             return self._source.claim_folder(pod["metadata"]["namespace"], claim)
         if kind == "emptyDir":
             if volumes.make_empty(volume, folder):

@@ -39,8 +39,7 @@ def hosts(names: Iterable[str], address: str, aliases: Iterable[Json]) -> str:
     """Return a pod's hosts file: itself and what its specification adds; the rest is DNS."""
     lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
     lines.append("\t".join([address, *names]))
-    for alias in aliases:
-        lines.append("\t".join([alias["ip"], *alias.get("hostnames", [])]))
+    lines += ["\t".join([alias["ip"], *alias.get("hostnames", [])]) for alias in aliases]
     return "\n".join(lines) + "\n"
 
 

@@ -107,10 +107,11 @@ def conditions(
         ("ContainersReady", is_ready, reason, message),
         ("Ready", is_ready, reason, message),
     ]
-    return [_condition(kind, old.get(kind), *rest) for kind, *rest in told]
+    return [_condition(one, old.get(one[0])) for one in told]
 
 
-def _condition(kind: str, old: Json | None, is_true: bool, reason: str, message: str) -> Json:
+def _condition(told: tuple[str, bool, str, str], old: Json | None) -> Json:
+    kind, is_true, reason, message = told
     status = "True" if is_true else "False"
     keeps = old is not None and old["status"] == status
     return {
