@@ -4,7 +4,7 @@ PY := $(VENV)/bin/python
 PYTHON ?= python3
 PROTOS := $(shell find protos -name '*.proto')
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down protos format lint types test verify generate lock check clean
+.PHONY: help setup demo up down protos format lint types test test-cluster verify generate lock check clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -38,6 +38,9 @@ types: ## Check types (mypy --strict)
 
 test: ## Run every test with branch coverage
 	@$(PY) deploy/tools/run_tests.py
+
+test-cluster: setup ## Install the chart on a real control plane, as processes, and test it there
+	@$(PY) -m deploy.cluster run $(PY) -m pytest -m cluster tests/cluster
 
 verify: ## Regenerate everything generated and fail on a difference
 	@$(PY) deploy/tools/generate.py --check

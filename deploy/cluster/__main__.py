@@ -48,8 +48,9 @@ def main(arguments: list[str]) -> int:
             command = parsed.command[1:] if parsed.command[:1] == ["--"] else parsed.command
             if not command:
                 raise running.RunError(f"{parsed.action} needs a command")
-            act = running.become_cluster if parsed.action == "run" else running.enter_cluster
-            act(state, command, environ)
+            if parsed.action == "run":
+                return running.run_cluster(state, command, environ)
+            running.enter_cluster(state, command, environ)
     except (BuildError, running.RunError) as error:
         running.report(f"cluster: {error}")
         return 1

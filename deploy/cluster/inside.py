@@ -15,7 +15,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Final, NoReturn
 
+from deploy.cluster import namespaces
 from deploy.cluster.agent.nodes import read_nodes
+from deploy.cluster.agent.sandbox import resolver
 from deploy.cluster.controlplane import ControlPlane, StartError, make_certificates
 from deploy.cluster.layout import (
     BRIDGE,
@@ -54,6 +56,15 @@ def lay_network(num_nodes: int) -> None:
     subprocess.run(["ip", "-batch", "-"], input="\n".join(commands).encode(), check=True)
 
 
+def use_cluster_names(layout: Layout) -> None:
+    """Have names resolved by the cluster in here too; the machine's own servers are out of reach."""
+    own, file = layout.state / "resolv.conf", Path("/etc/resolv.conf")
+    own.write_text(resolver("default"))
+    if file.exists():
+        namespaces.make_private(Path("/"))
+        namespaces.bind(own, file.resolve(), is_read_only=True)
+
+
 def environment(layout: Layout, environ: Mapping[str, str]) -> dict[str, str]:
     """Return the variables of everything inside: no proxies, since nothing outside is reached."""
     kept = {name: value for name, value in environ.items() if not name.lower().endswith("_proxy")}
@@ -75,6 +86,7 @@ class Cluster:
         for folder in (self._layout.logs, self._layout.pods, self._layout.claims):
             folder.mkdir()
         lay_network(len(names))
+        use_cluster_names(self._layout)
         make_certificates(self._layout, len(names))
         self._plane.start()
         say(f"control plane ready after {time.monotonic() - started_s:.1f} s")

@@ -8,10 +8,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import IO, Final, NoReturn
 
-from deploy.cluster import namespaces
 from deploy.cluster.layout import PYTHON, ROOT, Layout
 from deploy.tools.build_helm import find_helm
 
@@ -55,7 +55,7 @@ def inside_environment(folders: Sequence[Path], environ: Mapping[str, str]) -> d
 
 def check_namespaces() -> None:
     """Refuse where this user cannot make namespaces, and say what would help."""
-    for program in ("unshare", "nsenter", "ip"):
+    for program in ("unshare", "nsenter", "setpriv", "ip"):
         if shutil.which(program) is None:
             raise RunError(f"{program} is missing: install util-linux and iproute2")
     trial = subprocess.run([*_UNSHARE, "true"], capture_output=True, text=True, check=False)
@@ -81,39 +81,53 @@ def claim_state(state: Path) -> int:
     for entry in state.iterdir():
         if entry.name != LOCK:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-    os.set_inheritable(lock, True)
     return lock
 
 
-def become_cluster(state: Path, command: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
-    """Turn this process into the cluster; it ends with the process that called it."""
-    check_namespaces()
-    claim_state(state)
-    namespaces.die_with_parent(signal.SIGKILL, os.getppid())
-    os.execvpe(_UNSHARE[0], inside_command(state, command), dict(environ))  # noqa: S606
+def run_cluster(state: Path, command: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Run a command in a new cluster and return its status; all of it ends with this process."""
+    with _started_cluster(state, command, environ, None) as process:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda received, _frame: _forward(process.pid, received))
+        return process.wait()
 
 
 def start_cluster(state: Path, environ: Mapping[str, str]) -> int:
     """Start a cluster that stays; return its process once it is ready."""
-    check_namespaces()
-    lock = claim_state(state)
-    with (state / "start.log").open("wb") as log:
-        process = subprocess.Popen(
-            inside_command(state, []),
-            env=dict(environ),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            pass_fds=(lock,),
-            start_new_session=True,
-        )
-    os.close(lock)
+    with (state.parent / f"{state.name}.log").open("wb") as log:
+        process = _started_cluster(state, [], environ, log)
     (state / "pid").write_text(f"{process.pid} {_started(process.pid)}")
     while not Layout(state).ready.exists():
         if process.poll() is not None:
-            raise RunError((state / "start.log").read_text(errors="replace"))
+            raise RunError(Path(log.name).read_text(errors="replace"))
         time.sleep(_POLL_S)
+    process.returncode = 0  # It is left running: Popen would warn of a child that it still has.
     return process.pid
+
+
+def _started_cluster(
+    state: Path, command: Sequence[str], environ: Mapping[str, str], log: IO[bytes] | None
+) -> subprocess.Popen[bytes]:
+    check_namespaces()
+    lock, stays = claim_state(state), log is not None
+    bond = [] if stays else ["setpriv", "--pdeathsig", "KILL", "--"]
+    try:
+        return subprocess.Popen(
+            [*bond, *inside_command(state, command)],
+            env=dict(environ),
+            stdin=subprocess.DEVNULL if stays else None,
+            stdout=log,
+            stderr=log,
+            pass_fds=(lock,),
+            start_new_session=stays,
+        )
+    finally:
+        os.close(lock)
+
+
+def _forward(pid: int, number: int) -> None:
+    with suppress(RunError, ProcessLookupError, FileNotFoundError):
+        os.kill(_first_inside(pid), number)
 
 
 def find_cluster(state: Path) -> int:

@@ -71,9 +71,9 @@ class Kube:
         items = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
         self.run("apply", "--validate=strict", "--filename", "-", stdin=json.dumps(items))
 
-    def get(self, kind: str, name: str = "", selector: str = "") -> Json:
+    def get(self, kind: str, name: str = "", *, selector: str = "") -> Json:
         """Return an object, or a list of those selected."""
-        which = [name] if name else ["--selector", selector]
+        which = [name] if name else ["--selector", selector] if selector else []
         found: Json = json.loads(self.run("get", kind, *which, "--output", "json"))
         return found
 

@@ -1,4 +1,4 @@
-"""The control plane is the real one: admission, scheduling, quotas of nodes, and its own network."""
+"""The control plane is the real one: admission, scheduling, and a network of its own."""
 
 import json
 import subprocess

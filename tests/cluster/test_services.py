@@ -17,7 +17,10 @@ SERVER = (
     "        self.wfile.write(socket.gethostname().encode() + b'\\n')\n"
     "http.server.ThreadingHTTPServer(('0.0.0.0', 8080), Handler).serve_forever()\n"
 )
-GET = "import sys, urllib.request as u\nfor url in sys.argv[1:]: print(u.urlopen(url).read().decode().strip())"
+GET = (
+    "import sys, urllib.request as u\n"
+    "for url in sys.argv[1:]: print(u.urlopen(url).read().decode().strip())"
+)
 NAMES = "import socket, sys; print(*sorted({a[4][0] for a in socket.getaddrinfo(sys.argv[1], 80)}))"
 PROBE = {"httpGet": {"path": "/", "port": "main"}, "periodSeconds": 1, "timeoutSeconds": 5}
 

@@ -1,4 +1,4 @@
-"""One container of a pod: starts it, probes it, restarts it by its policy, and stops it in order."""
+"""One container of a pod: starts it, probes it, restarts it by its policy, stops it in order."""
 
 import asyncio
 import signal

@@ -1,9 +1,9 @@
 """Runs inside the namespaces of a pod: `python -m deploy.cluster.agent.launcher` with a JSON order.
 
 The agent sends the order on standard input and reads reports, one JSON object a line, from file
-descriptor 3. A `sandbox` holds network, IPC and host name of a pod; a `container` gets a root of its
-own and a process tree of its own in the sandbox's network; an `exec` joins a running container.
-Only the standard library, and little of it: this starts for every container and exec probe.
+descriptor 3. A `sandbox` holds network, IPC and host name of a pod; a `container` gets a root and a
+process tree of its own in the sandbox's network; an `exec` joins a running container. Only the
+standard library, and little of it: this starts for every container and exec probe.
 """
 
 import json

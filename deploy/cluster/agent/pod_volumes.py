@@ -65,7 +65,7 @@ class PodVolumes:
         folder, kind = self._folder / volume["name"], volumes.kind_of(volume)
         if kind == "persistentVolumeClaim":
             claim = str(volume[kind]["claimName"])
-            return self._source.claim_folder(pod["metadata"]["namespace"], claim)
+            return self._source.claim_folder(str(pod["metadata"]["namespace"]), claim)
         if kind == "emptyDir":
             if volumes.make_empty(volume, folder):
                 self._in_memory.append(folder)

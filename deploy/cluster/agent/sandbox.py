@@ -1,4 +1,4 @@
-"""The network of a pod, and the orders for its containers: what a runtime makes of a specification."""
+"""The network of a pod, and what a runtime makes of its specification."""
 
 import asyncio
 from collections.abc import Iterable, Mapping

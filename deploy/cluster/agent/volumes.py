@@ -1,7 +1,7 @@
 """The volumes of a pod as folders of this machine.
 
-Files of ConfigMaps, Secrets, tokens and the downward API are swapped as a whole, as the kubelet does
-it: a reader sees the old set or the new one, through the link `..data`.
+Files of ConfigMaps, Secrets, tokens and the downward API are swapped as a whole, as the kubelet
+does it: a reader sees the old set or the new one, through the link `..data`.
 """
 
 import shutil
