@@ -57,7 +57,7 @@ def lay_network(num_nodes: int) -> None:
 
 
 def use_cluster_names(layout: Layout) -> None:
-    """Have names resolved by the cluster in here too; the machine's own servers are out of reach."""
+    """Have the cluster resolve names in here too; the machine's servers are out of reach."""
     own, file = layout.state / "resolv.conf", Path("/etc/resolv.conf")
     own.write_text(resolver("default"))
     if file.exists():

@@ -2,13 +2,13 @@
 
 import fcntl
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import IO, Final, NoReturn
 
@@ -16,7 +16,7 @@ from deploy.cluster.layout import PYTHON, ROOT, Layout
 from deploy.tools.build_helm import find_helm
 
 LOCK: Final = "cluster.lock"
-STOP_TIMEOUT_S: Final = 30
+STOP_TIMEOUT_S: Final = 20
 _POLL_S: Final = 0.2
 _UNSHARE: Final = (
     "unshare",
@@ -86,10 +86,18 @@ def claim_state(state: Path) -> int:
 
 def run_cluster(state: Path, command: Sequence[str], environ: Mapping[str, str]) -> int:
     """Run a command in a new cluster and return its status; all of it ends with this process."""
+    asked_s: list[float] = []
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: asked_s.append(time.monotonic()))
+    is_told = False
     with _started_cluster(state, command, environ, None) as process:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, lambda received, _frame: _forward(process.pid, received))
-        return process.wait()
+        while process.poll() is None:
+            if asked_s and not is_told:
+                is_told = _tell_to_end(process.pid)
+            if asked_s and time.monotonic() > asked_s[0] + STOP_TIMEOUT_S:
+                process.kill()
+            time.sleep(_POLL_S)
+        return process.returncode
 
 
 def start_cluster(state: Path, environ: Mapping[str, str]) -> int:
@@ -125,9 +133,17 @@ def _started_cluster(
         os.close(lock)
 
 
-def _forward(pid: int, number: int) -> None:
-    with suppress(RunError, ProcessLookupError, FileNotFoundError):
-        os.kill(_first_inside(pid), number)
+def _tell_to_end(pid: int) -> bool:
+    """Tell the first process inside, once it listens; before that it would ignore the signal."""
+    try:
+        first = _first_inside(pid)
+        caught = re.search(r"^SigCgt:\s*(\w+)$", Path(f"/proc/{first}/status").read_text(), re.M)
+        if caught is None or not int(caught[1], 16) >> (signal.SIGTERM - 1) & 1:
+            return False
+        os.kill(first, signal.SIGTERM)
+    except (RunError, ProcessLookupError, FileNotFoundError):
+        return False
+    return True
 
 
 def find_cluster(state: Path) -> int:

@@ -62,7 +62,7 @@ class PodVolumes:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     async def _make_one(self, pod: Json, volume: Json) -> Path:
-        folder, kind = self._folder / volume["name"], volumes.kind_of(volume)
+        folder, kind = self._folder / str(volume["name"]), volumes.kind_of(volume)
         if kind == "persistentVolumeClaim":
             claim = str(volume[kind]["claimName"])
             return self._source.claim_folder(str(pod["metadata"]["namespace"]), claim)
