@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import time
+import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from deploy.cluster.agent.telling import Teller, pod_path
 from deploy.cluster.layout import Layout
 
 REFRESH_S: Final = 60.0
+DELETE_RETRY_S: Final = 1.0
 TOKEN_RENEWED_AT: Final = 0.8
 DEFAULT_TOKEN_S: Final = 3600
 _WATCHED: Final = {
@@ -114,6 +116,7 @@ class Agent:
         is_over = pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
         life = one.run() if not is_over else asyncio.sleep(0)
         running = Running(one, asyncio.get_running_loop().create_task(life))
+        running.life.add_done_callback(_tell_of_failure)
         self._running[one.uid] = running
         return running
 
@@ -121,6 +124,7 @@ class Agent:
         if running.end is None:
             ending = self._carry_off(running, grace_s)
             running.end = asyncio.get_running_loop().create_task(ending)
+            running.end.add_done_callback(_tell_of_failure)
 
     async def _carry_off(self, running: Running, grace_s: float) -> None:
         pod = running.pod
@@ -130,15 +134,21 @@ class Agent:
         with suppress(ApiError, aiohttp.ClientError, TimeoutError):
             await self.teller.send_status(pod)
         self.teller.forget(pod)
+        while not await self._is_deleted(pod):
+            await asyncio.sleep(DELETE_RETRY_S)
+        node = self._nodes[pod.object["spec"]["nodeName"]]
+        node.addresses.give_back(pod.place.address)
+        del self._running[pod.uid]
+
+    async def _is_deleted(self, pod: Pod) -> bool:
         body = {"gracePeriodSeconds": 0, "preconditions": {"uid": pod.uid}}
         try:
             await self._api.request("DELETE", pod_path(pod.object), body)
         except ApiError as error:
-            if error.status not in (NOT_FOUND, CONFLICT):
-                raise
-        node = self._nodes[pod.object["spec"]["nodeName"]]
-        node.addresses.give_back(pod.place.address)
-        del self._running[pod.uid]
+            return error.status in (NOT_FOUND, CONFLICT)
+        except (aiohttp.ClientError, TimeoutError):
+            return False
+        return True
 
     async def _refresh_for_ever(self) -> None:
         while True:
@@ -179,7 +189,8 @@ class Agent:
         path = f"/api/v1/namespaces/{metadata['namespace']}/serviceaccounts/{account}"
         answer = await self._api.request("POST", path, {"spec": request})
         token = str(answer["status"]["token"])
-        known[source["path"]] = (token, time.monotonic() + lifetime_s * TOKEN_RENEWED_AT)
+        known[source["path"]] = (token, time.monotonic() + lifetime_s * DELETE_RETRY_S: Final = 1.0
+TOKEN_RENEWED_AT)
         return token
 
     def _find(self, namespace: str, pod: str, container: str) -> Container | None:
@@ -188,6 +199,11 @@ class Agent:
             if (metadata["namespace"], metadata["name"]) == (namespace, pod):
                 return running.pod.container(container)
         return None
+
+
+def _tell_of_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        traceback.print_exception(error)
 
 
 class OneNode:

@@ -5,10 +5,13 @@ import shutil
 from pathlib import Path
 from typing import Final
 
+import aiohttp
+
 from deploy.cluster.agent.api import CONFLICT, NOT_FOUND, Api, ApiError, Cache, Json
 from deploy.cluster.agent.environment import ConfigError
 
 CLASS: Final = "folder"
+RETRY_S: Final = 1.0
 PROVISIONER: Final = "understudy.dev/folder"
 _VOLUMES: Final = "/api/v1/persistentvolumes"
 
@@ -53,14 +56,21 @@ class Claims:
         """Make a volume for each claim that waits, and remove those that were released."""
         while True:
             self._is_changed.clear()
-            for claim in self._claims.values():
-                spec = claim["spec"]
-                if spec.get("storageClassName") == CLASS and not spec.get("volumeName"):
-                    await self._provide(claim)
-            for volume in self._persistent.values():
-                if volume.get("status", {}).get("phase") == "Released":
-                    await self._remove(volume)
+            try:
+                await self._look_around()
+            except (ApiError, aiohttp.ClientError, TimeoutError):
+                await asyncio.sleep(RETRY_S)
+                continue
             await self._is_changed.wait()
+
+    async def _look_around(self) -> None:
+        for claim in self._claims.values():
+            spec = claim["spec"]
+            if spec.get("storageClassName") == CLASS and not spec.get("volumeName"):
+                await self._provide(claim)
+        for volume in self._persistent.values():
+            if volume.get("status", {}).get("phase") == "Released":
+                await self._remove(volume)
 
     def folder_of(self, namespace: str, name: str) -> Path:
         """Return the folder behind a bound claim. Raises ConfigError before it is bound."""

@@ -30,7 +30,7 @@ def test_a_folder_is_emptied_for_the_next_cluster_and_held_by_one(tmp_path: Path
     state = tmp_path / "state"
     lock = claim_state(state)
     (state / "etcd").mkdir()
-    with pytest.raises(RunError, match="runs in .* already"):
+    with pytest.raises(RunError, match=r"runs in .+ already"):
         claim_state(state)
     assert (state / "etcd").exists()
     os.close(lock)
