@@ -189,8 +189,7 @@ class Agent:
         path = f"/api/v1/namespaces/{metadata['namespace']}/serviceaccounts/{account}"
         answer = await self._api.request("POST", path, {"spec": request})
         token = str(answer["status"]["token"])
-        known[source["path"]] = (token, time.monotonic() + lifetime_s * DELETE_RETRY_S: Final = 1.0
-TOKEN_RENEWED_AT)
+        known[source["path"]] = (token, time.monotonic() + lifetime_s * TOKEN_RENEWED_AT)
         return token
 
     def _find(self, namespace: str, pod: str, container: str) -> Container | None:
