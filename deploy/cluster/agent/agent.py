@@ -134,21 +134,24 @@ class Agent:
         with suppress(ApiError, aiohttp.ClientError, TimeoutError):
             await self.teller.send_status(pod)
         self.teller.forget(pod)
-        while not await self._is_deleted(pod):
-            await asyncio.sleep(DELETE_RETRY_S)
+        await self._delete(pod)
         node = self._nodes[pod.object["spec"]["nodeName"]]
         node.addresses.give_back(pod.place.address)
         del self._running[pod.uid]
 
-    async def _is_deleted(self, pod: Pod) -> bool:
+    async def _delete(self, pod: Pod) -> None:
         body = {"gracePeriodSeconds": 0, "preconditions": {"uid": pod.uid}}
-        try:
-            await self._api.request("DELETE", pod_path(pod.object), body)
-        except ApiError as error:
-            return error.status in (NOT_FOUND, CONFLICT)
-        except (aiohttp.ClientError, TimeoutError):
-            return False
-        return True
+        while True:
+            try:
+                await self._api.request("DELETE", pod_path(pod.object), body)
+            except ApiError as error:
+                if error.status in (NOT_FOUND, CONFLICT):
+                    return
+            except (aiohttp.ClientError, TimeoutError):
+                pass
+            else:
+                return
+            await asyncio.sleep(DELETE_RETRY_S)
 
     async def _refresh_for_ever(self) -> None:
         while True:
