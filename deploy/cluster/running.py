@@ -104,7 +104,6 @@ def start_cluster(state: Path, environ: Mapping[str, str]) -> int:
     """Start a cluster that stays; return its process once it is ready."""
     with (state.parent / f"{state.name}.log").open("wb") as log:
         process = _started_cluster(state, [], environ, log)
-    (state / "pid").write_text(f"{process.pid} {_started(process.pid)}")
     while not Layout(state).ready.exists():
         if process.poll() is not None:
             raise RunError(Path(log.name).read_text(errors="replace"))
@@ -120,7 +119,7 @@ def _started_cluster(
     lock, stays = claim_state(state), log is not None
     bond = [] if stays else ["setpriv", "--pdeathsig", "KILL", "--"]
     try:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [*bond, *inside_command(state, command)],
             env=dict(environ),
             stdin=subprocess.DEVNULL if stays else None,
@@ -131,6 +130,8 @@ def _started_cluster(
         )
     finally:
         os.close(lock)
+    (state / "pid").write_text(f"{process.pid} {_started(process.pid)}")
+    return process
 
 
 def _tell_to_end(pid: int) -> bool:
