@@ -4,7 +4,7 @@ PY := $(VENV)/bin/python
 PYTHON ?= python3
 PROTOS := $(shell find protos -name '*.proto')
 .DEFAULT_GOAL := help
-.PHONY: help setup demo triton up down protos format lint types test bench verify generate lock check clean
+.PHONY: help setup demo triton up down protos format lint types test test-cluster bench verify generate lock check clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,9 @@ types: ## Check types (mypy --strict)
 
 test: ## Run every test with branch coverage
 	@$(PY) deploy/tools/run_tests.py
+
+test-cluster: setup ## Install the chart on a real control plane, as processes, and test it there
+	@$(PY) -m deploy.cluster run $(PY) -m pytest -m cluster tests/cluster
 
 bench: $(VENV)/.installed ## Measure the kernels against torch, side by side
 	@$(PY) -m benchmarks.kernels

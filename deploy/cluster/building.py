@@ -1,0 +1,181 @@
+"""Builds the pinned tools from Go modules, prints progress, and refuses clearly where it cannot.
+
+A build ends in a folder that is renamed into place when it is whole, so an interrupted one leaves
+nothing that looks finished; Go's own cache lets it go on where it stopped.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Final
+
+from deploy.cluster.tools import (
+    GO_MODULE_VERSION,
+    Tool,
+    binaries_folder,
+    cache_folder,
+    is_built,
+)
+
+BUILD_TIMEOUT_S: Final = 3600
+OLDEST_GO: Final = (1, 26)
+NUM_ERROR_LINES: Final = 20
+PACKAGES_PER_LINE: Final = 200
+
+Report = Callable[[str], None]
+
+
+class BuildError(Exception):
+    """A tool could not be built; the message ends with Go's last lines."""
+
+
+def ensure_built(tools: Iterable[Tool], environ: Mapping[str, str], report: Report) -> list[Path]:
+    """Build what is missing and return the folders with binaries, in the order of the tools."""
+    tools = tuple(tools)
+    missing = [tool for tool in tools if not is_built(tool, environ)]
+    if missing:
+        go = find_go(environ)
+        for tool in missing:
+            _build(tool, go, environ, report)
+    return [binaries_folder(tool, environ) for tool in tools]
+
+
+def find_go(environ: Mapping[str, str]) -> str:
+    """Return the Go command, or refuse with what to install."""
+    needed = ".".join(map(str, OLDEST_GO))
+    go = shutil.which("go", path=environ.get("PATH"))
+    if go is None:
+        raise BuildError(
+            f"Go is not installed: the cluster's tools are built with it, once per machine; "
+            f"install Go {needed} or newer and see that `go` is on PATH"
+        )
+    command = [go, "env", "GOVERSION"]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    match = re.match(r"go(\d+)\.(\d+)", answer.stdout)
+    if match is None or (int(match[1]), int(match[2])) < OLDEST_GO:
+        found = answer.stdout.strip() or answer.stderr.strip()
+        raise BuildError(f"{go} is {found!r}: the cluster's tools need Go {needed} or newer")
+    return go
+
+
+def staging_replacements(go_mod: str, version: str) -> list[str]:
+    """Name the published version of each module that `go_mod` requires as v0.0.0."""
+    modules = sorted(set(re.findall(r"^\s*(k8s\.io/[a-z0-9-]+) v0\.0\.0$", go_mod, re.MULTILINE)))
+    return [f"{module} => {module} {version}" for module in modules]
+
+
+def module_files(tool: Tool, replacements: Sequence[str]) -> dict[str, str]:
+    """Return the module that requires the tool: its go.mod and one Go file."""
+    go_mod = [f"module tools/{tool.name}", f"go {GO_MODULE_VERSION}"]
+    go_mod += [f"require {tool.module} {tool.version}"]
+    go_mod += [f"replace {line}" for line in replacements]
+    imports = [f'import _ "{package}"' for package in tool.commands.values()]
+    source = ["//go:build tools", "", "package tools", "", *imports]
+    return {"go.mod": "\n".join(go_mod) + "\n", "tools.go": "\n".join(source) + "\n"}
+
+
+def build_command(go: str, tool: Tool, output: Path, package: str) -> list[str]:
+    """Return the command that builds one binary."""
+    values = [f"-X {name}={value}" for name, value in tool.linker_values.items()]
+    tags = ["-tags", ",".join(tool.tags)] if tool.tags else []
+    flags = ["-v", "-trimpath", "-buildvcs=false", *tags, "-ldflags", " ".join(["-s -w", *values])]
+    return [go, "build", *flags, "-o", str(output), package]
+
+
+def _build(tool: Tool, go: str, environ: Mapping[str, str], report: Report) -> None:
+    started_s = time.monotonic()
+    target = binaries_folder(tool, environ)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    report(f"{tool.name} {tool.version}: building with {go}, once per machine")
+    go_environ = {**environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local"}
+    with tempfile.TemporaryDirectory(dir=cache_folder(environ)) as scratch:
+        module, output = Path(scratch) / "module", Path(scratch) / "bin"
+        module.mkdir()
+        output.mkdir()
+        replacements = [*tool.replacements, *_staging(tool, go, go_environ)]
+        for name, text in module_files(tool, replacements).items():
+            (module / name).write_text(text)
+        runner = _Runner(tool, module, go_environ, report)
+        runner.run([go, "mod", "tidy"])
+        for name, package in tool.commands.items():
+            runner.run(build_command(go, tool, output / name, package))
+        if target.exists():
+            shutil.rmtree(target)
+        output.rename(target)
+    report(f"{tool.name} {tool.version}: built in {time.monotonic() - started_s:.0f} s")
+
+
+def _staging(tool: Tool, go: str, environ: Mapping[str, str]) -> list[str]:
+    if not tool.staging:
+        return []
+    command = [go, "mod", "download", "-json", f"{tool.module}@{tool.version}"]
+    with tempfile.TemporaryDirectory() as elsewhere:
+        answer = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=BUILD_TIMEOUT_S,
+            check=False,
+            cwd=elsewhere,
+            env=dict(environ),
+        )
+    if answer.returncode:
+        raise BuildError(f"{' '.join(command)} failed: {answer.stdout}{answer.stderr}")
+    return staging_replacements(Path(json.loads(answer.stdout)["GoMod"]).read_text(), tool.staging)
+
+
+class _Runner:
+    """Runs Go in one module and counts the packages that it names while it works."""
+
+    def __init__(
+        self, tool: Tool, folder: Path, environ: Mapping[str, str], report: Report
+    ) -> None:
+        self._tool, self._folder, self._report = tool, folder, report
+        self._environ = dict(environ)
+        self._started_s, self._num_packages = time.monotonic(), 0
+
+    def run(self, command: Sequence[str]) -> None:
+        """Run one command to its end; raise with its last lines if it fails."""
+        with subprocess.Popen(
+            command,
+            cwd=self._folder,
+            env=self._environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stderr is not None
+            watchdog = threading.Timer(BUILD_TIMEOUT_S, process.kill)
+            watchdog.start()
+            try:
+                last_lines = self._follow(process.stderr)
+                status = process.wait()
+            finally:
+                watchdog.cancel()
+                process.kill()
+        if status:
+            what = f"{self._tool.name}: {' '.join(command[:3])} ended with status {status}"
+            raise BuildError("\n".join([what, *last_lines]))
+
+    def _follow(self, lines: IO[str]) -> deque[str]:
+        last_lines: deque[str] = deque(maxlen=NUM_ERROR_LINES)
+        for line in lines:
+            last_lines.append(line.rstrip())
+            if line.startswith("go: "):
+                continue
+            self._num_packages += 1
+            if self._num_packages % PACKAGES_PER_LINE == 0:
+                elapsed_s = time.monotonic() - self._started_s
+                self._report(
+                    f"{self._tool.name} {self._tool.version}: {self._num_packages} packages "
+                    f"compiled, {elapsed_s:.0f} s"
+                )
+        return last_lines
