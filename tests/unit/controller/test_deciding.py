@@ -129,7 +129,7 @@ def test_a_pool_that_could_not_be_counted_keeps_its_place_in_the_budget():
     )
     chosen = ScalingRules(pools, max_gpus=8)
     steady = PoolSignals(pods(4), load(0.5), tpot_s=0.1)
-    both = Signals(0.0, {name: steady for name in ("slm", "llm")})
+    both = Signals(0.0, dict.fromkeys(("slm", "llm"), steady))
     history = decide(both, chosen, History()).history
     wanting = one(15.0, pods(4), load(6.0, waiting=90, running=3))
     decision = decide(wanting, chosen, history)
