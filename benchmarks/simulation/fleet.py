@@ -1,13 +1,13 @@
 """A pool of simulated workers that a policy sizes: starts take time, drains finish their work."""
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from benchmarks.simulation.capacity import WorkerModel
 from benchmarks.simulation.traces import Request
-from benchmarks.simulation.workers import Served, Window, Worker
+from benchmarks.simulation.workers import NEVER, Served, Window, Worker
 
 TICK_S: Final = 15.0
 """Pause between two looks of a policy: the period of the horizontal pod autoscaler."""
@@ -62,7 +62,15 @@ class Run:
     served: list[Served] = field(default_factory=list)
     sizes: list[tuple[float, int]] = field(default_factory=list)
     """When how many workers existed, draining and starting ones included."""
-    ended_s: float = 0.0
+
+    def worker_hours(self, from_s: float, to_s: float) -> float:
+        """Return the hours for which workers existed between two moments, summed over them."""
+        ends = [at_s for at_s, _ in self.sizes[1:]] + [to_s]
+        spans = zip(self.sizes, ends, strict=True)
+        held_s = sum(
+            size * max(min(end_s, to_s) - max(at_s, from_s), 0.0) for (at_s, size), end_s in spans
+        )
+        return held_s / 3600
 
 
 class Fleet:
@@ -71,66 +79,136 @@ class Fleet:
     def __init__(self, setup: Setup, policy: Policy) -> None:
         self._setup = setup
         self._policy = policy
-        self._workers = [Worker(setup.model, 0.0) for _ in range(setup.initial)]
+        self._serving = [Worker(setup.model, 0.0) for _ in range(setup.initial)]
         self._leaving: list[Worker] = []
         self._starts: list[float] = []
         """When workers that start will serve, ascending."""
         self._events: list[tuple[float, int, int, Worker]] = []
         self._order: list[tuple[int, int, Worker]] = []
-        """Serving workers by load; entries whose load is stale are skipped."""
+        """Workers by load; entries whose load is no longer true are skipped."""
         self._count = 0
         self._held: list[Served] = []
         self._run = Run(sizes=[(0.0, setup.initial)])
-        self._recent: list[Served] = []
-        for worker in self._workers:
+        for worker in self._serving:
             self._offer(worker)
 
-    def run(self, requests: Sequence[Request], until_s: float | None = None) -> Run:
-        """Serve all requests; the policy is asked until the last has arrived (or `until_s`)."""
-        last_s = requests[-1].at_s if until_s is None else until_s
-        index, tick_s = 0, TICK_S
-        while True:
-            event_s = self._events[0][0] if self._events else float("inf")
-            arrival_s = requests[index].at_s if index < len(requests) else float("inf")
-            if tick_s <= min(event_s, arrival_s) and tick_s <= last_s:
-                self._tick(tick_s)
+    def run(self, requests: Sequence[Request]) -> Run:
+        """Serve all requests; the policy is asked until the last one has arrived."""
+        index, tick_s, last_s = 0, TICK_S, requests[-1].at_s
+        while index < len(requests) or self._events or self._held:
+            event_s = self._events[0][0] if self._events else NEVER
+            arrival_s = requests[index].at_s if index < len(requests) else NEVER
+            if tick_s <= min(event_s, arrival_s):
+                self._start(tick_s)
+                if tick_s <= last_s:
+                    self._resize(tick_s)
                 tick_s += TICK_S
-            elif arrival_s <= event_s and index < len(requests):
-                self._arrive(Served(requests[index]), arrival_s)
+            elif arrival_s <= event_s:
+                served = Served(requests[index])
+                self._run.served.append(served)
+                self._place(served, arrival_s)
                 index += 1
-            elif self._events:
-                self._happen()
             else:
-                break
-        self._run.ended_s = max(last_s, max(one.last_s for one in self._run.served))
+                self._happen()
         return self._run
 
-    def _arrive(self, served: Served, now_s: float) -> None:
-        self._run.served.append(served)
-        self._recent.append(served)
-        self._serve(now_s)
+    def _place(self, served: Served, now_s: float) -> None:
+        """Give a request to the least loaded worker, as the router does."""
+        self._start(now_s)
         while self._order:
             load, _, worker = heapq.heappop(self._order)
-            if load == worker.in_flight and worker in self._workers:
+            if worker.is_serving and load == worker.in_flight:
                 worker.submit(served, now_s)
-                self._changed(worker)
+                self._changed(worker, now_s)
                 return
         self._held.append(served)
 
     def _happen(self) -> None:
         now_s, _, version, worker = heapq.heappop(self._events)
-        if version != worker.version:
-            return
-        worker.event(now_s)
-        self._changed(worker)
+        if version == worker.version:
+            worker.event(now_s)
+            self._changed(worker, now_s)
 
-    def _changed(self, worker: Worker) -> None:
+    def _changed(self, worker: Worker, now_s: float) -> None:
         self._count += 1
-        if worker.next_s < float("inf"):
+        if worker.next_s < NEVER:
             heapq.heappush(self._events, (worker.next_s, self._count, worker.version, worker))
-        if not worker.is_draining:
+        if worker.is_serving:
             self._offer(worker)
+        elif not worker.in_flight:
+            self._leaving.remove(worker)
+            self._note(now_s)
 
     def _offer(self, worker: Worker) -> None:
         self._count += 1
         heapq.heappush(self._order, (worker.in_flight, self._count, worker))
+
+    def _start(self, now_s: float) -> None:
+        while self._starts and self._starts[0] <= now_s:
+            del self._starts[0]
+            worker = Worker(self._setup.model, now_s)
+            self._serving.append(worker)
+            self._offer(worker)
+        if self._held and self._serving:
+            held, self._held = self._held, []
+            for served in held:
+                self._place(served, now_s)
+
+    def _resize(self, now_s: float) -> None:
+        view = self._look(now_s)
+        wanted = min(max(self._policy.size(view), 1), self._setup.max_replicas)
+        for _ in range(wanted - view.desired):
+            self._starts.append(now_s + self._setup.start_s)
+        for _ in range(view.desired - wanted):
+            if self._starts:
+                self._starts.pop()
+            else:
+                self._retire(min(self._serving, key=lambda worker: worker.in_flight))
+        self._note(now_s)
+
+    def _retire(self, worker: Worker) -> None:
+        worker.is_serving = False
+        self._serving.remove(worker)
+        if worker.in_flight:
+            self._leaving.append(worker)
+
+    def _note(self, now_s: float) -> None:
+        size = len(self._serving) + len(self._starts) + len(self._leaving)
+        self._run.sizes.append((now_s, size))
+
+    def _look(self, now_s: float) -> View:
+        workers = self._serving + self._leaving
+        for worker in workers:
+            worker.advance(now_s)
+        total, firsts, tempo = Window(), [], []
+        for worker in workers:
+            total.add(worker.window)
+            worker.window = Window()
+            firsts += worker.firsts
+            tempo += worker.tempo
+            worker.firsts, worker.tempo = [], []
+        return View(
+            now_s,
+            len(self._serving) + len(self._starts),
+            len(self._serving),
+            len(self._starts),
+            len(self._leaving),
+            total,
+            sum(worker.running for worker in workers),
+            sum(len(worker.waiting) for worker in workers) + len(self._held),
+            sum(worker.num_prompts for worker in workers),
+            sum(worker.occupancy for worker in workers) / max(len(workers), 1),
+            tail((value, 1.0) for value in firsts),
+            tail(tempo),
+        )
+
+
+def tail(weighted: Iterable[tuple[float, float]], quantile: float = TAIL) -> float | None:
+    """Return a weighted quantile; None of nothing."""
+    ordered = sorted(weighted)
+    left = quantile * sum(weight for _, weight in ordered)
+    for value, weight in ordered:
+        left -= weight
+        if left <= 0:
+            return value
+    return ordered[-1][0] if ordered else None

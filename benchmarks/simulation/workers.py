@@ -46,6 +46,14 @@ class Window:
     decode_tokens: float = 0.0
     ended: int = 0
 
+    def add(self, other: "Window") -> None:
+        """Add another worker's."""
+        self.busy_s += other.busy_s
+        self.steps += other.steps
+        self.prefill_tokens += other.prefill_tokens
+        self.decode_tokens += other.decode_tokens
+        self.ended += other.ended
+
 
 class Worker:
     """One worker that serves."""
@@ -60,6 +68,10 @@ class Worker:
         """When the present plan has its next event."""
         self.tempo: list[tuple[float, float]] = []
         """(seconds, number) of steps that decoded since they were last read."""
+        self.firsts: list[float] = []
+        """Times to first tokens that came since they were last read."""
+        self.is_serving = True
+        """Whether it takes new requests."""
         self._now_s = now_s
         self._prompts: deque[Served] = deque()
         self._left = 0.0
@@ -120,6 +132,7 @@ class Worker:
         if self._prompts and self._left <= 1e-6:
             served = self._prompts.popleft()
             served.first_s = now_s
+            self.firsts.append(served.ttft_s)
             self._count += 1
             end = self._clock + served.request.output - 1
             heapq.heappush(self._decoding, (end, self._count, served))
