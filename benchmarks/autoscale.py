@@ -3,7 +3,7 @@
 The same `decide` as in the controller sizes a simulated pool under a request trace, against a
 fixed peak size, the horizontal pod autoscaler on engine utilisation, on sequences in flight and on
 queue length, and llm-d's KEDA law. Each is tuned by grid search on the first half of the trace (the
-cheapest point that meets 99 % there) and scored on the second half, which the tuning never sees.
+cheapest point that meets 95 % there) and scored on the second half, which the tuning never sees.
 
 `--measure` times the engine of this repository and prints the worker's costs instead.
 """

@@ -19,8 +19,10 @@ from benchmarks.simulation.policies import (
 )
 from benchmarks.simulation.traces import Trace
 
-ATTAINMENT: Final = 0.99
+ATTAINMENT: Final = 0.95
 """Share of requests within the objectives that a policy is tuned for."""
+WARM_UP_S: Final = 300.0
+"""Not scored: no policy can act before it has seen anything and a worker has started."""
 FIRST_S: Final = 120.0
 """The initial size serves the load of this much of the trace."""
 
@@ -83,18 +85,18 @@ def contenders(objectives: Objectives, setup: Setup) -> list[Contender]:
         ),
         Contender(
             "HPA, sequences in flight",
-            {"target": (1.5, 2, 3, 4, 5, 6, 8, 12), "down_window_s": windows},
+            {"target": (2, 3, 4, 6, 8, 12, 16, 24), "down_window_s": windows},
             lambda at: Hpa(in_flight, at["target"], at["down_window_s"]),
         ),
         Contender(
             "HPA, queue length",
-            {"target": (0.25, 0.5, 1, 1.5, 2, 3, 4), "down_window_s": windows},
+            {"target": (0.5, 1, 2, 3, 4, 8, 16), "down_window_s": windows},
             lambda at: Hpa(queue, at["target"], at["down_window_s"]),
         ),
         Contender(
             "KEDA, saturation band",
             {
-                "low": (0.3, 0.4, 0.5, 0.6),
+                "low": (0.4, 0.55, 0.7, 0.85),
                 "band": (0.15, 0.3),
                 "down_window_s": windows,
             },
@@ -105,8 +107,8 @@ def contenders(objectives: Objectives, setup: Setup) -> list[Contender]:
         Contender(
             "Understudy",
             {
-                "utilisation": (0.6, 0.7, 0.8, 0.9, 1.0),
-                "trend": (0.0, 0.5, 1.0),
+                "utilisation": (0.65, 0.7, 0.75, 0.8, 0.85, 0.9),
+                "trend": (0.0, 0.5),
                 "down_window_s": windows,
             },
             lambda at: understudy(objectives, setup.start_s, most, at),
@@ -148,7 +150,7 @@ def compare(
             Result(
                 contender.name,
                 point,
-                score(run, objectives, 0.0, trace.half_s),
+                score(run, objectives, WARM_UP_S, trace.half_s),
                 score(run, objectives, trace.half_s, end_s),
             )
         )
@@ -181,7 +183,7 @@ def _tuned(contender: Contender, trace: Trace, setup: Setup, objectives: Objecti
         policy = contender.make(point)
         start = replace(setup, initial=policy.replicas) if isinstance(policy, Fixed) else setup
         run = Fleet(start, policy).run(half.requests)
-        result = score(run, objectives, 0.0, half.requests[-1].at_s)
+        result = score(run, objectives, WARM_UP_S, half.requests[-1].at_s)
         if result.attainment >= ATTAINMENT:
             found.append((False, result.worker_hours, point))
         else:

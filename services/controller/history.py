@@ -13,8 +13,8 @@ DEMAND_WINDOW_S: Final = 300.0
 MIN_TREND_SAMPLES: Final = 4
 RECENT_SAMPLES: Final = 4
 """Windows whose mean and most bound what a line through all of them says of demand now."""
-SMOOTHING: Final = 0.2
-"""Weight of the newest window in the mean work of a sequence."""
+FORGETTING: Final = 0.95
+"""Weight of a window one tick later in the mean work of a sequence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +39,13 @@ class PartHistory:
     last_down_s: float = NEVER
     blocked: Blocked | None = None
 
-    def with_need(self, at_s: float, need: int, window_s: float) -> "PartHistory":
-        """Remember a need and forget those that left the window."""
-        kept = tuple(one for one in self.needs if one[0] > at_s - window_s)
+    def with_need(self, at_s: float, need: int, window_s: float, size: int) -> "PartHistory":
+        """Remember a need and forget those that left the window.
+
+        Who remembers nothing, such as a new leader, takes the present size for needed.
+        """
+        needs = self.needs or ((at_s, size),)
+        kept = tuple(one for one in needs if one[0] > at_s - window_s)
         return replace(self, needs=(*kept, (at_s, need)))
 
     def with_replicas(self, at_s: float, before: int, after: int) -> "PartHistory":
@@ -64,8 +68,10 @@ class PoolHistory:
     """When how much work was offered, in worker seconds a second."""
     in_flight: int | None = None
     """Sequences running and waiting at the last tick."""
-    sequence_s: float | None = None
-    """Smoothed work of one sequence in worker seconds."""
+    work_s: float = 0.0
+    """Work of the last windows in worker seconds, fading."""
+    sequences: float = 0.0
+    """Sequences that this work was for, fading: ended ones, and half of what is in flight more."""
     idle_since_s: float | None = None
     """Since when there has been no request; None while there is one."""
 
@@ -73,10 +79,18 @@ class PoolHistory:
         """Return what is remembered of a part."""
         return self.parts.get(part, PartHistory())
 
-    def with_sequence(self, work_s: float) -> "PoolHistory":
-        """Smooth the work of a sequence."""
-        old = self.sequence_s
-        return replace(self, sequence_s=work_s if old is None else old + SMOOTHING * (work_s - old))
+    @property
+    def sequence_s(self) -> float:
+        """Mean work of one sequence in worker seconds; 0 while not known."""
+        return self.work_s / self.sequences if self.sequences > 0 else 0.0
+
+    def with_work(self, work_s: float, sequences: float) -> "PoolHistory":
+        """Remember the work of a window and the sequences that it was for."""
+        return replace(
+            self,
+            work_s=FORGETTING * self.work_s + work_s,
+            sequences=FORGETTING * self.sequences + sequences,
+        )
 
     def with_demand(self, at_s: float, demand: float) -> "PoolHistory":
         """Remember demand and forget what left the window."""

@@ -50,9 +50,12 @@ def observe(signals: PoolSignals, at_s: float, past: PoolHistory) -> PoolHistory
     in_flight = load.running + load.waiting
     if costs is not None:
         work_s = costs.work_s(load.prefill_tokens, load.decode_tokens)
-        if load.ended >= 1 and work_s > 0:
-            now = now.with_sequence(work_s / load.ended)
-        now = now.with_demand(at_s, _offered(load, work_s, in_flight, now))
+        grown = in_flight - (in_flight if past.in_flight is None else past.in_flight)
+        now = now.with_work(work_s, max(load.ended + grown / 2, 0.0))
+        if load.window_s > 0:
+            # What arrived is what was done, and what sequences in flight grew by.
+            offered = max(work_s + grown * now.sequence_s, 0.0) / load.window_s
+            now = now.with_demand(at_s, offered)
     return replace(now, in_flight=in_flight)
 
 
@@ -126,14 +129,6 @@ def _idle_since(signals: PoolSignals, at_s: float, past: PoolHistory) -> float |
     return at_s if past.idle_since_s is None else past.idle_since_s
 
 
-def _offered(load: AttentionLoad, work_s: float, in_flight: int, past: PoolHistory) -> float:
-    """Return the work that arrived a second: done, plus what sequences in flight grew by."""
-    if load.window_s <= 0:
-        return 0.0
-    grown = in_flight - past.in_flight if past.in_flight is not None else 0
-    return max(work_s + grown * (past.sequence_s or 0.0), 0.0) / load.window_s
-
-
 def _by_work(
     load: AttentionLoad, ready: int, rules: PoolRules, past: PoolHistory, costs: StepCosts
 ) -> Need:
@@ -141,7 +136,7 @@ def _by_work(
     foreseen = min(level + max(slope, 0.0) * rules.trend * rules.start_s, level * MAX_STEP)
     capacity = costs.capacity(rules.tpot_s)
     excess = max(load.running + load.waiting - ready * _concurrency(load, rules, costs), 0.0)
-    backlog = excess * (past.sequence_s or 0.0) / rules.backlog_s
+    backlog = excess * past.sequence_s / rules.backlog_s
     wanted = (foreseen + backlog) / (capacity * rules.utilisation)
     return Need(
         max(math.ceil(wanted - ROUNDING), 1),
@@ -160,15 +155,16 @@ def _concurrency(load: AttentionLoad, rules: PoolRules, costs: StepCosts) -> flo
 
 
 def _by_latency(signals: PoolSignals, load: AttentionLoad, ready: int, rules: PoolRules) -> Need:
-    """Without known costs: the size in proportion to the worse of both latencies."""
+    """Without known costs: grow with the worse of both latencies, shrink only when idle."""
     tpot = (signals.tpot_s or 0.0) / rules.tpot_s
     # A long prompt alone exceeds the objective too; more workers help where somebody waits.
     ttft = (signals.ttft_s or 0.0) / rules.ttft_s if load.waiting else 0.0
     queue = load.waiting / max(load.running, 1)
     stress = max(tpot, ttft, 1.0 + queue if load.waiting else 0.0)
-    wanted = math.ceil(ready * min(max(stress, 1 / MAX_STEP), MAX_STEP) - ROUNDING)
+    least = 1 if load.steps == load.running == load.waiting == 0 else ready
+    wanted = math.ceil(ready * min(stress, MAX_STEP) - ROUNDING)
     return Need(
-        max(wanted, 1),
+        max(wanted, least),
         f"latencies at {stress:.3g} of the objectives, {load.waiting} sequences waiting, costs of "
         "a step not known yet",
     )

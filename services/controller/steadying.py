@@ -62,8 +62,8 @@ def steady(
     at_s: float,
 ) -> tuple[Wish, PartHistory]:
     """Pass a need through bounds, unschedulable pods, paces and drains."""
-    past = replace(past.with_need(at_s, need, rules.down_window_s), blocked=_blocked(
-        counts, rules, past, at_s))  # fmt: skip
+    past = past.with_need(at_s, need, rules.down_window_s, counts.desired)
+    past = replace(past, blocked=_blocked(counts, rules, past, at_s))
     wish = _within_bounds(Wish(need, part.min_replicas), part)
     wish = _within_window(wish, counts, part, past)
     wish = _below_ceiling(wish, counts, past, at_s)

@@ -97,11 +97,22 @@ def test_slow_tokens_call_for_one_more_worker_unless_one_starts():
     assert waits.replicas("llm") < 5
 
 
-def test_latencies_size_a_pool_whose_costs_are_not_known_yet():
+def test_latencies_grow_a_pool_whose_costs_are_not_known_yet_and_nothing_shrinks_it():
     late = one(0.0, pods(4), load(1.0, waiting=8, running=8), ttft_s=8.0)
     assert decide(late, rules(), History()).replicas("llm") == 8
     easy = one(0.0, pods(4), load(0.1), tpot_s=0.01)
-    assert decide(easy, rules(), History()).replicas("llm") == 2
+    assert decide(easy, rules(), History()).replicas("llm") == 4
+    idle = one(0.0, pods(4), load(0.0, running=0))
+    assert decide(idle, rules(), History()).replicas("llm") == 1
+
+
+def test_a_new_leader_without_memory_shrinks_nothing_before_a_window_has_passed():
+    chosen = rules(down_window_s=60.0)
+    idle = load(0.0, running=0)
+    first = decide(one(0.0, pods(4), idle), chosen, History())
+    assert first.replicas("llm") == 4
+    assert causes(first) == [Cause.STABILISATION]
+    assert decide(one(61.0, pods(4), idle), chosen, first.history).replicas("llm") == 1
 
 
 def test_missing_metrics_hold_the_size_and_say_so():
