@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from benchmarks.simulation.fleet import Policy, View
-from services.controller.deciding import decide
-from services.controller.history import History
-from services.controller.rules import PartRules, PoolRules, ScalingRules
-from services.controller.signals import AttentionLoad, PodCounts, PoolSignals, Signals
+from services.controller.scaling.deciding import decide
+from services.controller.scaling.history import History
+from services.controller.scaling.rules import PartRules, PoolRules, ScalingRules
+from services.controller.scaling.signals import AttentionLoad, PodCounts, PoolSignals, Signals
 
 TOLERANCE: Final = 0.1
 SMOOTHING_TICKS: Final = 3

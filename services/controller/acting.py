@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from services.controller.cluster import Cluster, Conflict, Note, Pod
-from services.controller.deciding import Decision, PartDecision
 from services.controller.gathering import PartSight
 from services.controller.metrics import ScalingMetrics
-from services.controller.signals import Part
-from services.controller.steadying import Cause
+from services.controller.scaling.deciding import Decision, PartDecision
+from services.controller.scaling.signals import Part
+from services.controller.scaling.steadying import Cause
 from understudy.errors import UnderstudyError
 
 FIRST_TO_GO: Final = -100

@@ -14,8 +14,8 @@ from typing import Final, Protocol, TypeVar
 
 from services.controller.cluster import Cluster, Pod, Scale, Workload
 from services.controller.demand import Demand
-from services.controller.signals import Part, PodCounts, PoolSignals, Signals
-from services.controller.windows import (
+from services.controller.scaling.signals import Part, PodCounts, PoolSignals, Signals
+from services.controller.scaling.windows import (
     Info,
     Reading,
     Series,
@@ -187,7 +187,7 @@ class Gatherer:
         ready = [pod for pod in pods if pod.is_ready and not pod.is_terminating and pod.ip]
         return list(await asyncio.gather(*(self._read(pod, with_info) for pod in ready)))
 
-    async def _read(self, pod: Pod, with_info: bool) -> _Read:  # noqa: FBT001
+    async def _read(self, pod: Pod, with_info: bool) -> _Read:
         async with self._reads:
             found = None
             if pod.metrics_port:

@@ -5,7 +5,7 @@ from typing import Self
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from services.controller.deciding import Decision
+from services.controller.scaling.deciding import Decision
 from understudy.telemetry import Instruments
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 import grpc
 from prometheus_client.parser import text_string_to_metric_families
 
-from services.controller.windows import Info, Series
+from services.controller.scaling.windows import Info, Series
 from understudy.api.attention.v1 import attention_pb2, attention_pb2_grpc
 from understudy.errors import Unavailable
 from understudy.rpc import WITHOUT_POLICY, from_rpc_error, open_channel

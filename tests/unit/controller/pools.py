@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 
-from services.controller.costs import StepCosts
-from services.controller.deciding import Decision, decide
-from services.controller.history import History
-from services.controller.rules import PartRules, PoolRules, ScalingRules
-from services.controller.signals import (
+from services.controller.scaling.costs import StepCosts
+from services.controller.scaling.deciding import Decision, decide
+from services.controller.scaling.history import History
+from services.controller.scaling.rules import PartRules, PoolRules, ScalingRules
+from services.controller.scaling.signals import (
     AttentionLoad,
     ExpertsLoad,
     PodCounts,

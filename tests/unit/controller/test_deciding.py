@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from services.controller.deciding import Decision, decide, ticks_to_reach
-from services.controller.history import History
-from services.controller.rules import PartRules, PoolRules, ScalingRules
-from services.controller.signals import Part, PodCounts, PoolSignals, Signals
-from services.controller.steadying import Cause
+from services.controller.scaling.deciding import Decision, decide, ticks_to_reach
+from services.controller.scaling.history import History
+from services.controller.scaling.rules import PartRules, PoolRules, ScalingRules
+from services.controller.scaling.signals import Part, PodCounts, PoolSignals, Signals
+from services.controller.scaling.steadying import Cause
 from tests.unit.controller.pools import (
     COSTS,
     WINDOW_S,

@@ -5,10 +5,10 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.controller.deciding import Decision, decide, ticks_to_reach
-from services.controller.history import History
-from services.controller.rules import PartRules, PoolRules, ScalingRules
-from services.controller.signals import (
+from services.controller.scaling.deciding import Decision, decide, ticks_to_reach
+from services.controller.scaling.history import History
+from services.controller.scaling.rules import PartRules, PoolRules, ScalingRules
+from services.controller.scaling.signals import (
     AttentionLoad,
     ExpertsLoad,
     Part,

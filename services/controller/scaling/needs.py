@@ -9,10 +9,10 @@ import math
 from dataclasses import dataclass, replace
 from typing import Final
 
-from services.controller.costs import StepCosts, best_ratio
-from services.controller.history import PoolHistory
-from services.controller.rules import PoolRules
-from services.controller.signals import AttentionLoad, ExpertsLoad, PodCounts, PoolSignals
+from services.controller.scaling.costs import StepCosts, best_ratio
+from services.controller.scaling.history import PoolHistory
+from services.controller.scaling.rules import PoolRules
+from services.controller.scaling.signals import AttentionLoad, ExpertsLoad, PodCounts, PoolSignals
 
 MAX_STEP: Final = 2.0
 """Largest factor by which one look at latencies or waits changes a size."""

@@ -4,9 +4,9 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
-from services.controller.history import Blocked, PartHistory
-from services.controller.rules import PartRules, ScalingRules
-from services.controller.signals import PodCounts
+from services.controller.scaling.history import Blocked, PartHistory
+from services.controller.scaling.rules import PartRules, ScalingRules
+from services.controller.scaling.signals import PodCounts
 
 UP_FACTOR: Final = 2
 UP_STEP: Final = 4

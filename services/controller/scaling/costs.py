@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from services.controller.signals import AttentionLoad, ExpertsLoad
+from services.controller.scaling.signals import AttentionLoad, ExpertsLoad
 
 FORGETTING: Final = 0.99
 """Weight of a sample one tick later; about 100 ticks count."""

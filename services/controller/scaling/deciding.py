@@ -8,12 +8,18 @@ every change that was not made says why.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from services.controller.budget import Claim, share
-from services.controller.history import RECENT_SAMPLES, History, PartHistory, PoolHistory
-from services.controller.needs import Need, attention_need, experts_need, fitted_ratio, observe
-from services.controller.rules import PartRules, PoolRules, ScalingRules
-from services.controller.signals import Part, PodCounts, PoolSignals, Signals
-from services.controller.steadying import UP_STEP, Cause, Hold, Wish, keep, steady
+from services.controller.scaling.budget import Claim, share
+from services.controller.scaling.history import RECENT_SAMPLES, History, PartHistory, PoolHistory
+from services.controller.scaling.needs import (
+    Need,
+    attention_need,
+    experts_need,
+    fitted_ratio,
+    observe,
+)
+from services.controller.scaling.rules import PartRules, PoolRules, ScalingRules
+from services.controller.scaling.signals import Part, PodCounts, PoolSignals, Signals
+from services.controller.scaling.steadying import UP_STEP, Cause, Hold, Wish, keep, steady
 
 
 @dataclass(frozen=True, slots=True)

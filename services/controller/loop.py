@@ -5,12 +5,12 @@ from collections.abc import Callable
 from typing import Protocol
 
 from services.controller.acting import Actor
-from services.controller.deciding import Decision, decide
 from services.controller.demand import Demand
 from services.controller.gathering import Sight
-from services.controller.history import History
 from services.controller.metrics import ScalingMetrics
-from services.controller.rules import ScalingRules
+from services.controller.scaling.deciding import Decision, decide
+from services.controller.scaling.history import History
+from services.controller.scaling.rules import ScalingRules
 
 log = logging.getLogger(__name__)
 

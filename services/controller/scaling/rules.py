@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-from services.controller.signals import Part
+from services.controller.scaling.signals import Part
 
 INFINITE: Final = float("inf")
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from services.controller.signals import AttentionLoad, ExpertsLoad
+from services.controller.scaling.signals import AttentionLoad, ExpertsLoad
 
 Labels = frozenset[tuple[str, str]]
 Series = Mapping[tuple[str, Labels], float]

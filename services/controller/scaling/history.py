@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from services.controller.costs import Fits
-from services.controller.signals import Part
+from services.controller.scaling.costs import Fits
+from services.controller.scaling.signals import Part
 
 NEVER: Final = float("-inf")
 DEMAND_WINDOW_S: Final = 300.0
