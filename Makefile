@@ -47,5 +47,6 @@ lock: ## Resolve requirements.lock anew (versions and hashes, no addresses)
 
 check: lint types verify test ## Everything CI runs
 
-clean: down ## Stop the platform and remove what was built
+clean: ## Stop the platform and remove what was built
+	@test ! -x $(PY) || $(PY) -m understudy.cli down || echo "No platform could be stopped: .venv is incomplete."
 	@rm -rf $(VENV) out .understudy .coverage* .mypy_cache .ruff_cache .pytest_cache

@@ -7,9 +7,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import torch
 from prometheus_client import CollectorRegistry
 
-from services.attention.clients import RemoteExperts
+from services.attention.clients import KvStoreClient, RemoteExperts
 from services.attention.dispatch import require_frames_fit
-from services.attention.kvstore_client import KvStoreClient
 from services.attention.loading import load_weights, serve_model
 from services.attention.metrics import TierMetrics
 from services.attention.observers import NoObserver

@@ -95,6 +95,7 @@ class AttentionServicer(attention_pb2_grpc.AttentionServiceServicer):
             num_waiting=info.num_waiting,
             is_disaggregated=info.is_disaggregated,
             vocab_size=info.vocab_size,
+            vocabulary_digest=info.vocabulary_digest,
         )
 
     async def Drain(  # noqa: N802

@@ -47,6 +47,7 @@ class WorkerInfo:
     num_waiting: int
     is_disaggregated: bool
     vocab_size: int
+    vocabulary_digest: bytes
 
 
 class AttentionWorker:
@@ -139,6 +140,7 @@ class AttentionWorker:
             num_waiting=stats.num_waiting,
             is_disaggregated=self._settings.ffn == "remote",
             vocab_size=config.vocab_size,
+            vocabulary_digest=served.tokenizer.vocabulary_digest,
         )
 
     def _check_serving(self) -> None:

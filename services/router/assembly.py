@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from prometheus_client import CollectorRegistry
 
@@ -70,8 +71,9 @@ def build_router(
         request_timeout_s=settings.request_timeout_s,
     )
     edge = _edge(settings, conductor, health)
+    connect_worker = partial(WorkerClient, vocabulary_digest=tokenizer.vocabulary_digest)
     watches = [
-        PoolWatch(pools[pool.name], open_discovery(pool.workers), WorkerClient).run
+        PoolWatch(pools[pool.name], open_discovery(pool.workers), connect_worker).run
         for pool in settings.parsed_pools()
     ]
     tasks: list[Callable[[], Awaitable[None]]] = [

@@ -155,8 +155,11 @@ class Session:
 class WorkerClient:
     """One attention worker; satisfies `pools.Worker`. Run `watch` beside it."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, vocabulary_digest: bytes) -> None:
+        """Connect lazily; a worker whose token ids mean something else is never used."""
         self.address = address
+        self._vocabulary_digest = vocabulary_digest
+        self._is_foreign = False
         self.info: WorkerInfo | None = None
         self._channel = open_channel(address)
         self._stub = attention_pb2_grpc.AttentionServiceStub(self._channel)
@@ -174,13 +177,13 @@ class WorkerClient:
         return self._session.submit(submission)
 
     async def watch(self) -> None:
-        """Keep `info` fresh until cancelled, and None while the worker cannot be reached."""
+        """Keep `info` fresh until cancelled, and None while the worker cannot serve us."""
         while True:
             try:
                 response = await self._stub.Info(
                     attention_pb2.InfoRequest(), timeout=INFO_TIMEOUT_S
                 )
-                self.info = to_info(response)
+                self.info = self._checked(response)
             except grpc.RpcError as error:
                 if self.info is not None:
                     logger.warning(
@@ -189,6 +192,16 @@ class WorkerClient:
                     )
                 self.info = None
             await asyncio.sleep(_RECONNECT_S if self.info is None else INFO_INTERVAL_S)
+
+    def _checked(self, response: attention_pb2.InfoResponse) -> WorkerInfo | None:
+        is_foreign = response.vocabulary_digest != self._vocabulary_digest
+        if is_foreign and not self._is_foreign:
+            logger.error(
+                "A worker's model has another tokenizer than this router and gets no requests.",
+                extra={"worker": self.address, "model": response.model},
+            )
+        self._is_foreign = is_foreign
+        return None if is_foreign else to_info(response)
 
     async def wait_idle(self) -> None:
         """Return once no sequence of this router runs on the worker."""

@@ -1,13 +1,15 @@
 """The chart's environment equals the services' settings, both ways, and the services accept it."""
 
 import importlib
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Final
 
 import pytest
 
-from tests.chart.manifests import Manifest, environment_of, service_containers
+from tests.chart.manifests import CHART, Manifest, environment_of, service_containers
 from understudy.serving import ServingSettings
 
 SERVICES: Final = ("attention", "controller", "distiller", "experts", "kvstore", "router")
@@ -58,6 +60,26 @@ def test_a_service_accepts_the_environment_of_its_container(
         serving = ServingSettings.from_env(environment)
         assert serving.listen.startswith("0.0.0.0:")
         assert is_dataclass(_settings_of(service).from_env(environment))
+
+
+SCHEMA: Final = json.loads((CHART / "values.schema.json").read_text())["properties"]
+BOUNDS: Final = [
+    (service, key, rule[bound])
+    for service in SERVICES
+    for key, rule in SCHEMA[service]["properties"]["settings"]["properties"].items()
+    for bound in ("minimum", "maximum")
+    if bound in rule
+]
+
+
+@pytest.mark.parametrize(("service", "key", "bound"), BOUNDS)
+def test_a_service_accepts_the_extremes_that_the_schema_allows(
+    defaults: list[Manifest], service: str, key: str, bound: float
+) -> None:
+    variable = re.sub(r"([A-Z])", r"_\1", key).upper()
+    environment = dict(_environments(defaults, service)[0])
+    environment[f"UNDERSTUDY_{service.upper()}_{variable}"] = f"{bound:g}"
+    assert is_dataclass(_settings_of(service).from_env(environment))
 
 
 def test_no_variable_is_set_twice(manifests: list[Manifest]) -> None:

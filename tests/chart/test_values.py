@@ -72,6 +72,7 @@ BUILT_IN: Final[Mapping[str, object]] = {
     "imagePullSecrets": [{"name": "marker4"}],
     "attention.replicas": 7,
     "experts.replicas": 8,
+    "experts.settings.credits": 233,
     "router.replicas": 9,
     "controller.settings.probeIntervalS": 31.5,
     "controller.settings.probeTimeoutS": 32.5,

@@ -1,6 +1,7 @@
 """`understudy up` as a user meets it: one sentence for what goes wrong, nothing left behind."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -106,12 +107,13 @@ def test_a_missing_model_is_refused_with_the_remedy(run_dir: Path) -> None:
 
 
 def test_a_worker_that_cannot_load_its_model_ends_everything(run_dir: Path, tmp_path: Path) -> None:
-    truncated = tmp_path / "truncated.gguf"
-    truncated.write_bytes(b"GGUF\x03\x00\x00\x00")
-    code, complaint = finish(command(run_dir, "up", UNDERSTUDY_LOCAL_LLM=str(truncated)))
+    weightless = tmp_path / "weightless"
+    weightless.mkdir()
+    shutil.copy(ROOT / "models" / "slm-snips" / "tokenizer.json", weightless)
+    code, complaint = finish(command(run_dir, "up", UNDERSTUDY_LOCAL_LLM=str(weightless)))
     assert code == 1
     assert "before it was ready; everything was stopped" in complaint
-    assert "truncated.gguf" in complaint
+    assert "weightless/config.json" in complaint
     assert str(run_dir / "logs") in complaint
     assert "Traceback" not in complaint
     assert not living(run_dir)

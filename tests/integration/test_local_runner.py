@@ -155,6 +155,21 @@ def test_a_second_platform_in_one_directory_is_refused(run_dir: Path) -> None:
         start(run_dir, *THREE)
 
 
+def test_a_second_start_while_one_is_starting_leaves_it_alone(run_dir: Path) -> None:
+    refusals: list[str] = []
+
+    def start_another(_: PlatformState) -> None:
+        if not refusals:
+            with pytest.raises(FailedPrecondition) as refused:
+                start(run_dir, *THREE)
+            refusals.append(refused.value.message)
+
+    settings = LocalSettings(run_dir=run_dir)
+    with start_platform(settings, start_another, is_bound=True, command=command(run_dir, *THREE)):
+        assert "just starting" in refusals[0]
+        assert find_platform(run_dir) is not None
+
+
 def test_stopping_what_does_not_run_says_so(tmp_path: Path) -> None:
     assert stop_platform(tmp_path) is False
 

@@ -4,7 +4,6 @@ What the stages learn is not asserted (a random teacher knows nothing); that the
 other, resume, and leave a version that the registry accepts, is.
 """
 
-import importlib.util
 import io
 import json
 from pathlib import Path
@@ -18,6 +17,7 @@ from services.distiller.stages.adapter import train_adapter, trained_adapter
 from services.distiller.student import StudentShape
 from services.distiller.workshop import Changes, Workshop
 from understudy.errors import FailedPrecondition
+from understudy.model import locate
 from understudy.model.adapter import load_adapter
 from understudy.model.config import ModelConfig
 from understudy.model.weights import LoadedModel, load_model, random_weights
@@ -93,6 +93,7 @@ def test_stages_that_are_done_change_nothing(workshop: Workshop) -> None:
 def test_a_missing_teacher_is_a_sentence_and_exit_code_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert recipe.main(["--stage", "adapter", "--out", str(tmp_path), "--threads", "1"]) == 1
+    monkeypatch.setattr(locate, "find_spec", lambda name: None)
+    arguments = ["--stage", "adapter", "--out", str(tmp_path), "--threads", "1", "--steps", "1"]
+    assert recipe.main(arguments) == 1
     assert "run `make setup`" in capsys.readouterr().err

@@ -96,6 +96,11 @@ class AsyncAnswerStream(AsyncIterator[Event]):
             message = await anext(self._messages, None)
         except grpc.RpcError as error:
             delay_s = self._progress.fail(to_error(error))
+        except asyncio.CancelledError:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise
+            # Nobody cancelled the reader: grpc says so when the call or its channel is closed.
+            raise self._progress.named(Cancelled("The stream was closed.")) from None
         else:
             if message is not None:
                 return self._progress.receive(message)

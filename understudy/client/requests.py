@@ -191,20 +191,34 @@ def _priority(name: str) -> types_pb2.Priority.ValueType:
 
 
 def _sampling(params: GenerateParams) -> types_pb2.SamplingParams:
+    stop = params.get("stop", ())
+    texts = (stop,) if isinstance(stop, str) else stop
     return types_pb2.SamplingParams(
         max_tokens=_count(params.get("max_tokens"), "max_tokens", _UINT32_MAX),
-        temperature=params.get("temperature"),
-        top_p=params.get("top_p"),
+        temperature=_number(params.get("temperature"), "temperature"),
+        top_p=_number(params.get("top_p"), "top_p"),
         top_k=_count(params.get("top_k"), "top_k", _UINT32_MAX),
         seed=_count(params.get("seed"), "seed", _UINT64_MAX),
-        stop=params.get("stop", ()),
+        stop=[_text(text, f"stop[{index}]") for index, text in enumerate(texts)],
     )
 
 
-def _count(value: int | None, field: str, largest: int) -> int | None:
-    if value is not None and not 0 <= value <= largest:
+def _count(value: object, field: str, largest: int) -> int | None:
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise _invalid(field, f"is {type(value).__name__}, not a whole number")
+    if not 0 <= value <= largest:
         raise _invalid(field, f"is {value}; it must lie between 0 and {largest}")
     return value
+
+
+def _number(value: object, field: str) -> float | None:
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise _invalid(field, f"is {type(value).__name__}, not a number")
+    return float(value)
 
 
 def _dump(value: Mapping[str, object], field: str) -> str:
@@ -223,6 +237,8 @@ def _mapping(value: object, field: str) -> Mapping[str, object]:
 def _text(value: object, field: str) -> str:
     if not isinstance(value, str):
         raise _invalid(field, f"is {type(value).__name__}, not text")
+    if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
+        raise _invalid(field, "holds half of a surrogate pair, which is no Unicode text")
     return value
 
 

@@ -119,7 +119,7 @@ class SliceDiscovery:
                         last = endpoints
                         yield endpoints
             except VersionExpired:
-                continue
+                await self._pause(self._first_backoff_s)
             except Unavailable as error:
                 _log.warning(
                     "The API server is away; the last known peers stand.",

@@ -40,7 +40,7 @@ UNSUPPORTED_KEYWORDS: Final = frozenset(
     }
 )
 _SCHEMA_LISTS: Final = frozenset({"allOf", "anyOf", "oneOf", "prefixItems"})
-_SCHEMA_MAPS: Final = frozenset({"$defs", "definitions", "patternProperties", "properties"})
+SCHEMA_MAPS: Final = frozenset({"$defs", "definitions", "patternProperties", "properties"})
 _SCHEMAS: Final = frozenset({"additionalProperties", "items"})
 
 
@@ -109,7 +109,7 @@ def _children(keyword: str, value: Json) -> Iterator[tuple[str, Json]]:
         yield "", value
     elif keyword in _SCHEMA_LISTS and isinstance(value, list):
         yield from ((f"/{index}", child) for index, child in enumerate(value))
-    elif keyword in _SCHEMA_MAPS and isinstance(value, dict):
+    elif keyword in SCHEMA_MAPS and isinstance(value, dict):
         yield from ((f"/{name}", child) for name, child in value.items())
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from understudy.errors import InvalidArgument
-from understudy.grammar.schema import Json
+from understudy.grammar.schema import SCHEMA_MAPS, Json
+
+_OF_THE_DOCUMENT: Final = ("$schema", "$id")
+_LITERALS: Final = ("const", "enum", "default", "examples")
 
 
 class ToolLike(Protocol):
@@ -64,11 +67,17 @@ def _rebase(schema: Json, root: str) -> Json:
     if not isinstance(schema, dict):
         return schema
     return {
-        key: root + value[1:]
-        if key == "$ref" and isinstance(value, str) and value.startswith("#")
-        else value
-        if key in ("const", "enum", "default", "examples")
-        else _rebase(value, root)
+        key: _rebase_keyword(key, value, root)
         for key, value in schema.items()
-        if key not in ("$schema", "$id")
+        if key not in _OF_THE_DOCUMENT
     }
+
+
+def _rebase_keyword(keyword: str, value: Json, root: str) -> Json:
+    if keyword == "$ref" and isinstance(value, str) and value.startswith("#"):
+        return root + value[1:]
+    if keyword in _LITERALS:
+        return value
+    if keyword in SCHEMA_MAPS and isinstance(value, dict):
+        return {name: _rebase(schema, root) for name, schema in value.items()}
+    return _rebase(value, root)

@@ -13,6 +13,7 @@ from understudy.errors import FailedPrecondition
 from understudy.local.settings import PREFIX, LocalSettings
 from understudy.model.locate import BUNDLED, locate_model
 from understudy.registry import MANIFEST, read_version
+from understudy.text.tokenizer import Tokenizer
 
 ADAPTER: Final = "snips-tools"
 _ADAPTER_DIR: Final = "snips-adapter"
@@ -47,14 +48,36 @@ def find_models(settings: LocalSettings, root: Path) -> LocalModels:
     slm = settings.slm or shipped / _SLM_DIR
     for name in (MANIFEST, "config.json", "tokenizer.json"):
         _require(slm / name, "the SLM", f"{PREFIX}SLM")
-    llm = _find_llm(settings.llm)
+    llm, tokenizer = _find_llm(settings.llm), slm.resolve() / "tokenizer.json"
+    if settings.llm != BUNDLED:
+        _require_same_vocabulary(Path(llm), tokenizer)
     return LocalModels(
         llm=llm,
-        adapters=settings.llm_adapters or (f"{ADAPTER}={_find_adapter(shipped / _ADAPTER_DIR)}",),
+        adapters=settings.llm_adapters or _shipped_adapters(settings, shipped / _ADAPTER_DIR),
         slm=slm.resolve(),
         slm_name=read_version(slm).name,
-        tokenizer=slm.resolve() / "tokenizer.json",
+        tokenizer=tokenizer,
     )
+
+
+def _shipped_adapters(settings: LocalSettings, directory: Path) -> tuple[str, ...]:
+    """Return the adapter that ships, for the model it was made for."""
+    return (f"{ADAPTER}={_find_adapter(directory)}",) if settings.llm == BUNDLED else ()
+
+
+def _require_same_vocabulary(llm: Path, tokenizer: Path) -> None:
+    found = Tokenizer.from_gguf(llm) if llm.suffix == ".gguf" else _tokenizer_beside(llm)
+    if found.vocabulary_digest != Tokenizer.from_file(tokenizer).vocabulary_digest:
+        raise FailedPrecondition(
+            f"The LLM at {llm} has another tokenizer than the SLM, and a request is tokenised once"
+            f" for both: distil an SLM from it and point {PREFIX}SLM at that, or choose an LLM of"
+            " the SLM's family."
+        )
+
+
+def _tokenizer_beside(llm: Path) -> Tokenizer:
+    _require(llm / "tokenizer.json", "the LLM", f"{PREFIX}LLM")
+    return Tokenizer.from_file(llm / "tokenizer.json")
 
 
 def _find_llm(llm: str) -> str:

@@ -1,12 +1,13 @@
 """The caller's side of a platform: start a supervisor, follow its state, stop it."""
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -26,6 +27,7 @@ _POLL_S: Final = 0.1
 _SHOWN_LINES: Final = 5
 _STOP_TIMEOUT_S: Final = 120.0
 LOG_NAME: Final = "supervisor.log"
+_LOCK_NAME: Final = "start.lock"
 
 
 class Platform:
@@ -103,21 +105,37 @@ def start_platform(
     reason when it does not come up; nothing is left running then.
     """
     run_dir = settings.run_dir.resolve()
-    if find_platform(run_dir) is not None:
-        raise FailedPrecondition(
-            f"A platform already runs from {run_dir}: use it, or stop it with `understudy down`."
-        )
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / FILE_NAME).unlink(missing_ok=True)
-    supervisor = _spawn(settings, run_dir, is_bound, command)
-    try:
-        return Platform(run_dir, _wait_until_ready(supervisor, run_dir, on_change), supervisor)
-    except BaseException:
-        pid = supervisor.pid
-        state = PlatformState.load(run_dir) or PlatformState(pid, start_time(pid))
-        _end(state, run_dir, lambda _: None)
-        supervisor.wait()
-        raise
+    with _only_start(run_dir):
+        if find_platform(run_dir) is not None:
+            raise FailedPrecondition(
+                f"A platform already runs from {run_dir}: use it, or stop it with"
+                " `understudy down`."
+            )
+        (run_dir / FILE_NAME).unlink(missing_ok=True)
+        supervisor = _spawn(settings, run_dir, is_bound, command)
+        try:
+            return Platform(run_dir, _wait_until_ready(supervisor, run_dir, on_change), supervisor)
+        except BaseException:
+            pid = supervisor.pid
+            state = PlatformState.load(run_dir) or PlatformState(pid, start_time(pid))
+            _end(state, run_dir, lambda _: None)
+            supervisor.wait()
+            raise
+
+
+@contextmanager
+def _only_start(run_dir: Path) -> Iterator[None]:
+    """Keep other starts of the directory out; the kernel lets go of the lock with the process."""
+    with (run_dir / _LOCK_NAME).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FailedPrecondition(
+                f"A platform is just starting from {run_dir}: wait for it, or choose another"
+                " directory."
+            ) from None
+        yield
 
 
 def stop_platform(run_dir: Path, on_change: OnChange = lambda _: None) -> bool:

@@ -1,7 +1,7 @@
 """One child process: spawned into a group of its own, with a log, and never outliving us.
 
-The kernel kills a child whose parent dies (PR_SET_PDEATHSIG, Linux); elsewhere `understudy down`
-finds what was left behind by pid and start time.
+The kernel kills a child whose parent dies (PR_SET_PDEATHSIG); what a detached supervisor left
+behind, `understudy down` finds by pid and start time (/proc). Linux only.
 """
 
 import ctypes
@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -68,10 +67,8 @@ def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return {**inherited, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
-def die_with_parent(signal_number: int) -> Callable[[], None] | None:
-    """Return what a child runs before exec so that it dies with us; None where there is no way."""
-    if not sys.platform.startswith("linux"):
-        return None
+def die_with_parent(signal_number: int) -> Callable[[], None]:
+    """Return what a child runs before exec so that it dies with us."""
     parent = os.getpid()
     prctl = ctypes.CDLL(None).prctl
 

@@ -3,10 +3,12 @@
 import base64
 import os
 import secrets
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from understudy.errors import FailedPrecondition
 from understudy.local.models import LocalModels, find_checkout, find_models
 from understudy.local.ports import free_port, require_free, require_redis
 from understudy.local.settings import PREFIX, LocalSettings
@@ -37,8 +39,12 @@ def prepare_site(settings: LocalSettings) -> Site:
     """Check everything that can be checked beforehand, and make the run directory.
 
     Raises FailedPrecondition or InvalidArgument with a remedy: no checkout, weights missing, a
-    port taken, a Redis that does not answer.
+    port taken, a Redis that does not answer, an operating system other than Linux.
     """
+    if not sys.platform.startswith("linux"):
+        raise FailedPrecondition(
+            "The platform runs on Linux: its processes are found and ended by what /proc says."
+        )
     root = find_checkout()
     models = find_models(settings, root)
     require_free(settings.http_port, "the OpenAI-compatible edge", f"{PREFIX}HTTP_PORT")

@@ -44,6 +44,7 @@ def write_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     contiguous = {name: value.contiguous() for name, value in tensors.items()}
     save_file(contiguous, partial, dict(metadata))
+    partial.chmod(0o644)  # safetensors writes for the owner alone; services share weights
     partial.replace(path)
 
 

@@ -84,6 +84,7 @@ class FakeAttention(attention_pb2_grpc.AttentionServiceServicer):
             num_free_blocks=256,
             block_size_tokens=16,
             vocab_size=tokenizer.vocab_size,
+            vocabulary_digest=tokenizer.vocabulary_digest,
         )
         self._released = asyncio.Event()
         self._changed = asyncio.Condition()

@@ -6,6 +6,7 @@ open or close a chat turn, whatever it spells.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -76,6 +77,13 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """How many token ids exist; valid ids are 0 to vocab_size - 1."""
         return int(self._parsing.get_vocab_size(with_added_tokens=True))
+
+    @cached_property
+    def vocabulary_digest(self) -> bytes:
+        """SHA-256 over the text of every id: equal where token ids mean the same."""
+        texts = {token_id: text for text, token_id in self._parsing.get_vocab().items()}
+        listed = "\0".join(texts.get(token_id, "") for token_id in range(self.vocab_size))
+        return hashlib.sha256(listed.encode()).digest()
 
     @cached_property
     def special_ids(self) -> frozenset[int]:

@@ -1,5 +1,6 @@
 """Both clients against a router over real gRPC."""
 
+import asyncio
 import inspect
 import threading
 
@@ -189,6 +190,32 @@ def test_another_thread_may_close_a_stream(router) -> None:
         closer.join()
         with pytest.raises(Cancelled, match="closed"):
             next(stream)
+
+
+@pytest.mark.parametrize("closed", ["stream", "client"])
+async def test_a_reader_learns_that_another_task_closed_its_stream(router, closed: str) -> None:
+    router.hold_next(after_deltas=1)
+    async with AsyncClient(router.address) as client:
+        stream = client.generate(prompt="Hi")
+        await anext(stream)
+        await anext(stream)
+        reading = asyncio.create_task(anext(stream))
+        await asyncio.sleep(0)
+        await (stream if closed == "stream" else client).close()
+        with pytest.raises(Cancelled, match="closed"):
+            await reading
+
+
+async def test_a_reader_that_is_cancelled_is_cancelled(router) -> None:
+    router.hold_next(after_deltas=1)
+    async with AsyncClient(router.address) as client, client.generate(prompt="Hi") as stream:
+        await anext(stream)
+        await anext(stream)
+        reading = asyncio.create_task(anext(stream))
+        await asyncio.sleep(0)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
 
 
 async def test_a_closed_asynchronous_stream_stays_closed(router) -> None:

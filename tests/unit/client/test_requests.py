@@ -54,6 +54,30 @@ def test_what_the_caller_left_out_stays_unset() -> None:
     assert not request.sampling.ListFields()
 
 
+def test_one_stop_text_is_one_text() -> None:
+    assert build_request({"stop": "END"}, "key").sampling.stop == ["END"]
+    assert build_request({"stop": ("a", "b")}, "key").sampling.stop == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "problem"),
+    [
+        ("temperature", "hot", "is str, not a number"),
+        ("top_p", [1], "is list, not a number"),
+        ("max_tokens", 1.5, "is float, not a whole number"),
+        ("seed", True, "is bool, not a whole number"),
+        ("stop", ("\ud800",), "half of a surrogate pair"),
+        ("stop", (3,), "is int, not text"),
+    ],
+)
+def test_sampling_of_another_type_is_refused_by_field(
+    field: str, value: object, problem: str
+) -> None:
+    with pytest.raises(InvalidArgument, match=problem) as refused:
+        build_request({field: value}, "key")  # type: ignore[misc]
+    assert refused.value.metadata["field"].startswith(field)
+
+
 def test_sampling_zeroes_are_sent_because_they_mean_something() -> None:
     sampling = build_request({"temperature": 0.0, "seed": 0, "max_tokens": 5}, "key").sampling
     assert sampling.HasField("temperature")

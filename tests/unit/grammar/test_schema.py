@@ -18,6 +18,22 @@ class Tool:
     parameters: dict[str, Json] = field(default_factory=dict)
 
 
+def test_tool_properties_may_be_called_like_keywords() -> None:
+    shared = {"type": "string", "enum": ["a"]}
+    names = ("default", "examples", "enum", "const", "$id", "$schema")
+    schema: dict[str, Json] = {
+        "type": "object",
+        "properties": {name: {"$ref": "#/$defs/shared"} for name in names},
+        "required": list(names),
+        "$defs": {"shared": shared},
+    }
+    call = {"name": "go", "arguments": dict.fromkeys(names, "a")}
+    rebased = tools_schema([Tool("go", schema)])
+    assert check_schema(json.dumps(rebased)) == rebased
+    assert not validate(rebased, call)
+    assert validate(rebased, {"name": "go", "arguments": {**dict.fromkeys(names, "a"), "$id": 1}})
+
+
 @pytest.mark.parametrize("keyword", sorted(UNSUPPORTED_KEYWORDS))
 def test_every_unsupported_keyword_is_named(keyword: str) -> None:
     schema = {"type": "object", "properties": {"inner": {keyword: {}}}}

@@ -2,11 +2,12 @@
 
 import base64
 import json
+import shutil
 import socket
 import stat
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from understudy.local import models, ports, site
 from understudy.local.settings import LocalSettings
 from understudy.model import locate
 from understudy.registry import MANIFEST
+from understudy.testing.tiny_tokenizer import tiny_tokenizer_json
 
 
 @pytest.fixture
@@ -25,8 +27,8 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (root / "services" / "router").mkdir(parents=True)
     slm = root / "models" / "slm-snips"
     slm.mkdir(parents=True)
-    for name in ("config.json", "tokenizer.json"):
-        (slm / name).write_text("{}")
+    (slm / "config.json").write_text("{}")
+    (slm / "tokenizer.json").write_text(tiny_tokenizer_json())
     manifest = {"format": "understudy.version/1", "name": "own-slm", "model_digest": "ab" * 32}
     (slm / MANIFEST).write_text(json.dumps({**manifest, "files": {}, "calibrators": []}))
     adapter = root / "models" / "snips-adapter"
@@ -38,8 +40,9 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> LocalSettings:
-    llm = tmp_path / "llm.gguf"
-    llm.write_bytes(b"")
+    llm = tmp_path / "llm"
+    llm.mkdir()
+    (llm / "tokenizer.json").write_text(tiny_tokenizer_json())
     return LocalSettings(run_dir=tmp_path / "run", http_port=0, grpc_port=0, llm=str(llm))
 
 
@@ -72,7 +75,7 @@ def test_a_site_is_complete(checkout: Path, settings: LocalSettings) -> None:
     prepared = site.prepare_site(settings)
     assert prepared.models.slm_name == "own-slm"
     assert prepared.models.tokenizer == (checkout / "models/slm-snips/tokenizer.json").resolve()
-    assert prepared.models.adapters[0].startswith("snips-tools=")
+    assert prepared.models.adapters == ()
     assert prepared.http_port != 0
     assert prepared.traces == prepared.run_dir / "traces.sqlite"
 
@@ -101,7 +104,6 @@ def test_an_installation_without_services_says_where_the_platform_runs(
     [
         ("models/slm-snips/tokenizer.json", "SLM are not at .*UNDERSTUDY_LOCAL_SLM"),
         (f"models/slm-snips/{MANIFEST}", "SLM are not at"),
-        ("models/snips-adapter/adapter.safetensors", "adapter are not at"),
     ],
 )
 def test_missing_weights_are_named(
@@ -112,8 +114,46 @@ def test_missing_weights_are_named(
         site.prepare_site(settings)
 
 
+def test_the_adapter_that_ships_goes_with_the_bundled_llm(checkout: Path) -> None:
+    [adapter] = models.find_models(LocalSettings(), checkout).adapters
+    assert adapter.startswith("snips-tools=")
+    (checkout / "models/snips-adapter/adapter.safetensors").unlink()
+    with pytest.raises(FailedPrecondition, match="adapter are not at"):
+        models.find_models(LocalSettings(), checkout)
+
+
+def test_an_llm_of_another_vocabulary_is_refused(checkout: Path, settings: LocalSettings) -> None:
+    changed = tiny_tokenizer_json().replace("<|im_start|>", "<|turn|>")
+    (Path(settings.llm) / "tokenizer.json").write_text(changed)
+    with pytest.raises(FailedPrecondition, match="has another tokenizer than the SLM"):
+        site.prepare_site(settings)
+
+
+def test_an_llm_without_a_tokenizer_is_refused(checkout: Path, settings: LocalSettings) -> None:
+    (Path(settings.llm) / "tokenizer.json").unlink()
+    with pytest.raises(FailedPrecondition, match=r"LLM are not at .*tokenizer\.json"):
+        site.prepare_site(settings)
+
+
+def test_a_truncated_gguf_is_refused_before_anything_starts(
+    checkout: Path, settings: LocalSettings, tmp_path: Path
+) -> None:
+    truncated = tmp_path / "truncated.gguf"
+    truncated.write_bytes(b"GGUF\x03\x00\x00\x00")
+    with pytest.raises(FailedPrecondition, match=r"truncated\.gguf carries no readable tokenizer"):
+        site.prepare_site(replace(settings, llm=str(truncated)))
+
+
+def test_another_operating_system_is_refused(
+    checkout: Path, settings: LocalSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(site.sys, "platform", "darwin")
+    with pytest.raises(FailedPrecondition, match="runs on Linux"):
+        site.prepare_site(settings)
+
+
 def test_a_missing_llm_is_named(checkout: Path, settings: LocalSettings) -> None:
-    Path(settings.llm).unlink()
+    shutil.rmtree(settings.llm)
     with pytest.raises(FailedPrecondition, match=r"LLM are not at .*UNDERSTUDY_LOCAL_LLM"):
         site.prepare_site(settings)
 

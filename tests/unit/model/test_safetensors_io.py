@@ -126,6 +126,12 @@ def test_faulty_tensor_is_refused_by_name(
     assert "model.layers.1.self_attn.k_proj.weight" in raised.value.message
 
 
+def test_written_weights_can_be_read_by_another_service(dense: Tiny, tmp_path: Path) -> None:
+    save_model(tmp_path, dense.config, dense.weights)
+
+    assert (tmp_path / WEIGHTS_NAME).stat().st_mode & 0o044 == 0o044
+
+
 def test_large_finite_weights_are_not_taken_for_infinite(dense: Tiny, tmp_path: Path) -> None:
     weights = dict(dense.weights)
     weights["model.norm.weight"] = torch.full((32,), 3e38)

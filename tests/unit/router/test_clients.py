@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import pytest
 
-from services.router.clients import Session
+from services.router.clients import Session, WorkerClient
 from services.router.pools import Submission
 from understudy.api.attention.v1 import attention_pb2
 from understudy.errors import Unavailable
+from understudy.testing.fake_attention import FakeAttention
+from understudy.testing.tiny_tokenizer import tiny_tokenizer
 
 SUBMISSION = cast("Submission", object())
 TO_SUBMIT = "services.router.clients.to_submit"
@@ -37,6 +40,12 @@ class FakeStub:
 
     def Session(self, _: object) -> FakeCall:  # noqa: N802
         return self.call
+
+
+@asynccontextmanager
+async def running(worker: FakeAttention) -> AsyncIterator[str]:
+    yield await worker.start()
+    await worker.stop()
 
 
 def told(sequence_id: int, _: object) -> attention_pb2.Submit:
@@ -71,6 +80,25 @@ async def test_a_session_that_is_closed_before_it_was_read_ends_its_sequences(
     await session.aclose()
     with pytest.raises(Unavailable):
         await anext(aiter(sequence))
+
+
+async def test_a_worker_with_another_vocabulary_gets_no_requests(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told, words = asyncio.Event(), []
+    monkeypatch.setattr(
+        "services.router.clients.logger.error", lambda *said, **_: (words.extend(said), told.set())
+    )
+    async with running(FakeAttention(tiny_tokenizer())) as address:
+        worker = WorkerClient(address, vocabulary_digest=bytes(32))
+        watching = asyncio.create_task(worker.watch())
+        async with asyncio.timeout(20):
+            await told.wait()
+        assert "another tokenizer" in words[0]
+        assert worker.info is None
+        watching.cancel()
+        await asyncio.wait([watching])
+        await worker.aclose()
 
 
 async def test_a_session_is_idle_once_its_last_sequence_ended(

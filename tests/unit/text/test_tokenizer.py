@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from understudy.errors import FailedPrecondition
 from understudy.text.tokenizer import Segment, Tokenizer, prompt_text
 
+ROOT = Path(__file__).resolve().parents[3]
 SAMPLES = [
     "Play some 1959 songs on Iheart",
     '{"name":"GetWeather","arguments":{"city":"São Paulo"}}',
@@ -16,6 +17,13 @@ SAMPLES = [
     "naïve café 日本語 🎵 don't",
     "",
 ]
+
+
+def test_vocabularies_are_told_apart_by_what_their_ids_mean(gguf_path: Path) -> None:
+    shipped = Tokenizer.from_file(ROOT / "models" / "slm-snips" / "tokenizer.json")
+    assert shipped.vocabulary_digest == Tokenizer.from_gguf(gguf_path).vocabulary_digest
+    other = Tokenizer(shipped.source.replace("<|im_start|>", "<|turn|>"))
+    assert other.vocabulary_digest != shipped.vocabulary_digest
 
 
 # The vocabulary has no tokens for control bytes and the lead bytes of later planes.

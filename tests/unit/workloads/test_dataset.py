@@ -36,6 +36,13 @@ def test_every_gold_call_fits_the_tools() -> None:
     assert all(map(fits, load_split("train")))
 
 
+def test_separators_that_json_allows_inside_strings_end_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    text = "play\u2028it\u2029now\x85"
+    path.write_text(ROW.replace("play it", text) + "\r\n" + ROW + "\n", encoding="utf-8")
+    assert [row.text for row in load_rows(path)] == [text, "play it"]
+
+
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz"])
 def test_rows_are_read_plain_and_compressed(tmp_path: Path, name: str) -> None:
     path = tmp_path / name

@@ -35,7 +35,7 @@ class Row:
 def load_split(split: Split) -> list[Row]:
     """Return the rows of one split of the shipped data, in hash order."""
     resource = resources.files("understudy.workloads.snips") / "train.jsonl.gz"
-    rows = parse_rows(gzip.decompress(resource.read_bytes()).decode().splitlines(), resource.name)
+    rows = parse_rows(gzip.decompress(resource.read_bytes()).decode().split("\n"), resource.name)
     ranked = sorted(rows, key=lambda row: (text_hash(row.text), row.gold.to_json()))
     first_calibration = _group_end(ranked, NUM_DEV)
     first_train = _group_end(ranked, first_calibration + NUM_CALIBRATION)
@@ -53,7 +53,7 @@ def load_rows(path: Path) -> list[Row]:
         text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise InvalidArgument(f"The rows in {path} cannot be read: {error}") from error
-    return parse_rows(text.splitlines(), path.name)
+    return parse_rows(text.split("\n"), path.name)
 
 
 def parse_rows(lines: Iterable[str], name: str) -> list[Row]:

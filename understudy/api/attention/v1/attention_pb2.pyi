@@ -343,6 +343,7 @@ class InfoResponse(_message.Message):
     NUM_WAITING_FIELD_NUMBER: _builtins.int
     IS_DISAGGREGATED_FIELD_NUMBER: _builtins.int
     VOCAB_SIZE_FIELD_NUMBER: _builtins.int
+    VOCABULARY_DIGEST_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Model version, such as "smollm2-135m-instruct@91d4"."""
     digest: _builtins.bytes
@@ -365,6 +366,10 @@ class InfoResponse(_message.Message):
     """Whether FFNs run on expert workers."""
     vocab_size: _builtins.int
     """Vocabulary size V."""
+    vocabulary_digest: _builtins.bytes
+    """SHA-256 over the texts of all token ids: a router serves only workers whose ids mean what its
+    own tokenizer's mean.
+    """
     @_builtins.property
     def adapters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Adapters that Submit may name."""
@@ -384,10 +389,11 @@ class InfoResponse(_message.Message):
         num_waiting: _builtins.int = ...,
         is_disaggregated: _builtins.bool = ...,
         vocab_size: _builtins.int = ...,
+        vocabulary_digest: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "block_size_tokens", b"block_size_tokens", "digest", b"digest", "is_disaggregated", b"is_disaggregated", "max_context_tokens", b"max_context_tokens", "model", b"model", "num_blocks", b"num_blocks", "num_free_blocks", b"num_free_blocks", "num_running", b"num_running", "num_waiting", b"num_waiting", "position_parameters", b"position_parameters", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "block_size_tokens", b"block_size_tokens", "digest", b"digest", "is_disaggregated", b"is_disaggregated", "max_context_tokens", b"max_context_tokens", "model", b"model", "num_blocks", b"num_blocks", "num_free_blocks", b"num_free_blocks", "num_running", b"num_running", "num_waiting", b"num_waiting", "position_parameters", b"position_parameters", "vocab_size", b"vocab_size", "vocabulary_digest", b"vocabulary_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
