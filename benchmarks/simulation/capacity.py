@@ -36,10 +36,10 @@ class WorkerModel:
         return self.fixed_s + prefill * self.prefill_s + decoding * self.decode_s
 
 
-MEASURED: Final = WorkerModel(fixed_s=0.030, prefill_s=0.0024, decode_s=0.0080)
-"""SmolLM2-135M (Q4_1) on two cores of a shared cloud machine, AVX2, 2026-11:
-`python -m benchmarks.autoscale --measure`. The simulation wants shapes, not this machine's pace:
-the ratio of fixed cost, prompt tokens and output tokens, and objectives stated beside them."""
+MEASURED: Final = WorkerModel(fixed_s=0.069, prefill_s=0.0045, decode_s=0.011)
+"""SmolLM2-135M (Q4_1) on one core of a shared cloud machine, 2026-11:
+`python -m benchmarks.autoscale --measure`. The simulation rests on the shape, fixed cost against
+prompt tokens against output tokens; the pace is this core's, and the objectives fit it."""
 
 
 def measure() -> WorkerModel:

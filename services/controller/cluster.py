@@ -1,4 +1,4 @@
-"""What scaling asks of a cluster: plain data and protocols; `kubernetes_client` is the real one."""
+"""What scaling asks of a cluster, as data and protocols; `clients.kubernetes` is the real one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Final
 
 from services.controller.cluster import Conflict, LeaseRecord, Leases
-from understudy.errors import Unavailable, UnderstudyError
+from understudy.errors import NotFound, Unavailable, UnderstudyError
 
 DURATION_S: Final = 15
 """A lease that was not renewed for so long is free."""
@@ -63,7 +63,7 @@ class Leadership:
                 self._renewed_s = started_s
         except Conflict:
             self._renewed_s = float("-inf")
-        except Unavailable as error:
+        except (NotFound, Unavailable) as error:
             log.warning("The lease cannot be reached: %s", error.message)
         if self.is_leading != was_leading:
             log.info("Leads now." if self.is_leading else "Leads no longer.",

@@ -1,5 +1,6 @@
 """Properties of decisions over generated histories of signals."""
 
+import math
 import random
 
 from hypothesis import given, settings
@@ -7,6 +8,7 @@ from hypothesis import strategies as st
 
 from services.controller.scaling.deciding import Decision, decide, ticks_to_reach
 from services.controller.scaling.history import History
+from services.controller.scaling.needs import ROUNDING
 from services.controller.scaling.rules import PartRules, PoolRules, ScalingRules
 from services.controller.scaling.signals import (
     AttentionLoad,
@@ -142,8 +144,8 @@ def test_no_history_of_signals_makes_a_decision_exceed_a_budget(seed):
 def test_the_needed_size_is_reached_within_the_stated_ticks(size, before, demand, start_ticks):
     chosen = rules()
     history = learnt(size, before, chosen).history
-    asked, needed = [size], -(-demand * 1000 // (0.8 * 0.7 * 1000))
-    for tick in range(ticks_to_reach(size, int(needed))):
+    asked, needed = [size], math.ceil(demand / (0.8 * 0.7) - 2 * ROUNDING)
+    for tick in range(ticks_to_reach(size, needed)):
         at_s = (8 + tick) * WINDOW_S
         ready = asked[max(len(asked) - 1 - start_ticks, 0)]
         desired = asked[-1]
