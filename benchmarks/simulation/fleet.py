@@ -180,13 +180,15 @@ class Fleet:
         workers = self._serving + self._leaving
         for worker in workers:
             worker.advance(now_s)
-        total, firsts, tempo = Window(), [], []
+        firsts: list[float] = []
+        paces: list[float] = []
+        total = Window()
         for worker in workers:
             total.add(worker.window)
             worker.window = Window()
             firsts += worker.firsts
-            tempo += worker.tempo
-            worker.firsts, worker.tempo = [], []
+            paces += worker.paces
+            worker.firsts, worker.paces = [], []
         return View(
             now_s,
             len(self._serving) + len(self._starts),
@@ -199,7 +201,7 @@ class Fleet:
             sum(worker.num_prompts for worker in workers),
             sum(worker.occupancy for worker in workers) / max(len(workers), 1),
             tail((value, 1.0) for value in firsts),
-            tail(tempo),
+            tail((value, 1.0) for value in paces),
         )
 
 

@@ -147,7 +147,8 @@ class Understudy:
             ended=window.ended,
         )
         counts = PodCounts(view.desired, view.ready, view.starting, 0, view.draining, view.ready)
-        pool = PoolSignals(counts, load, ttft_s=view.ttft_s, tpot_s=view.tpot_s)
+        tpot_s = window.busy_s / window.steps if window.steps else None
+        pool = PoolSignals(counts, load, ttft_s=view.ttft_s, tpot_s=tpot_s)
         decision = decide(Signals(view.at_s, {"llm": pool}), self.rules, self._history)
         self._history = decision.history
         return decision.replicas("llm")

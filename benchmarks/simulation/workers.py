@@ -66,8 +66,8 @@ class Worker:
         """Counts plans: an event of an older plan is void."""
         self.next_s = NEVER
         """When the present plan has its next event."""
-        self.tempo: list[tuple[float, float]] = []
-        """(seconds, number) of steps that decoded since they were last read."""
+        self.paces: list[float] = []
+        """Times per output token of requests that ended since they were last read."""
         self.firsts: list[float] = []
         """Times to first tokens that came since they were last read."""
         self.is_serving = True
@@ -123,8 +123,6 @@ class Worker:
         window.steps += steps
         window.prefill_tokens += steps * self._prefill
         window.decode_tokens += steps * num_decoding
-        if num_decoding:
-            self.tempo.append((self._step_s, steps))
 
     def event(self, now_s: float) -> None:
         """Do what the plan foresaw for now: a prompt is read, or sequences end."""
@@ -142,6 +140,7 @@ class Worker:
             served = heapq.heappop(self._decoding)[2]
             served.last_s = now_s
             self._kv -= _size(served)
+            self.paces.append(served.tpot_s)
             self.window.ended += 1
         self._plan()
 

@@ -152,13 +152,15 @@ class Gatherer:
         seen[Part.ATTENTION] = PartSight(sight.workload, sight.scale, sight.pods, in_flight)
         experts = seen.get(Part.EXPERTS)
         expert_windows = await self._read_experts(seen) if experts else []
+        load = attention_load(windows, infos)
         return PoolSignals(
             self._counts(sight, len(windows)),
-            attention_load(windows, infos),
+            load,
             self._counts(experts, len(expert_windows)) if experts else None,
             experts_load(expert_windows),
             ttft_s=quantile(routers, "understudy_router_first_delta_seconds", TAIL, pool=pool),
-            tpot_s=quantile(windows, "understudy_attention_step_seconds", TAIL),
+            # A sequence gets a token in every step it is in.
+            tpot_s=load.step_s / load.steps if load is not None and load.steps else None,
             held_requests=self._demand.held().get(pool, 0),
         )
 

@@ -156,7 +156,7 @@ class KubernetesCluster:
         if body is not None:
             headers["Content-Type"] = MERGE_PATCH if method == "PATCH" else "application/json"
         try:
-            request = client.param_serialize(
+            request = await client.param_serialize(
                 method,
                 path,
                 query_params=list((query or {}).items()),

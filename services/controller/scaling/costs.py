@@ -4,6 +4,7 @@ Sufficient statistics with exponential forgetting: a fit needs no past samples, 
 every tick, and is plain data that a history can hold.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -143,7 +144,7 @@ def best_ratio(own_s: float, rows: float, frame_s: float, row_s: float, replicas
     it is not measured apart from the queue.
     """
     rows_s = row_s * rows
-    return max((own_s - frame_s / replicas) / rows_s, (frame_s / rows_s) ** 0.5 / replicas)
+    return max((own_s - frame_s / replicas) / rows_s, math.sqrt(frame_s / rows_s) / replicas)
 
 
 def _solve(matrix: list[list[float]], right: list[float]) -> list[float] | None:

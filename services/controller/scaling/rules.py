@@ -45,7 +45,7 @@ class PoolRules:
     ttft_s: float = 2.0
     """Objective for the 90th percentile of the time to first token."""
     tpot_s: float = 0.1
-    """Objective for the 90th percentile of the time per output token."""
+    """Objective for the mean time per output token: what a request sees over its length."""
     utilisation: float = 0.7
     """Share of a worker's capacity within the objectives that the offered work may take."""
     kv_occupancy: float = 0.8

@@ -100,7 +100,7 @@ class PoolSignals:
     ttft_s: float | None = None
     """90th percentile of the time to first token in the window; None without requests."""
     tpot_s: float | None = None
-    """90th percentile of the time per output token in the window; None without requests."""
+    """Mean time per output token in the window; None without steps."""
     held_requests: int = 0
     """Requests that routers hold because the pool has no worker."""
 
