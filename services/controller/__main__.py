@@ -1,6 +1,6 @@
 """`python -m services.controller`: settings -> parts -> serve()."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from contextlib import aclosing
 from functools import partial
 
@@ -25,9 +25,7 @@ async def main(environ: Mapping[str, str], serving: ServingSettings) -> None:
     prober = aclosing(GrpcProber(settings.probe_timeout_s))
     async with prober as probes, open_scaling(sizing, registry) as scaling:
         keepers = [PoolKeeper(pool, probes, tables, metrics) for pool in members]
-        tasks: list[Callable[[], Awaitable[None]]] = [
-            partial(keeper.run, settings.probe_interval_s) for keeper in keepers
-        ]
+        tasks = [task for keeper in keepers for task in keeper.tasks(settings.probe_interval_s)]
         if scaling:
             tasks += [partial(scaling.loop.run, sizing.interval_s), scaling.leadership.run]
         servicer = ControllerServicer(tables, metrics, scaling.loop if scaling else None)
