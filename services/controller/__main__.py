@@ -6,9 +6,11 @@ from functools import partial
 
 from prometheus_client import CollectorRegistry
 
-from services.controller.clients import GrpcProber
+from services.controller.assembly import open_scaling
+from services.controller.clients.experts import GrpcProber
 from services.controller.metrics import ControllerMetrics
 from services.controller.probing import PoolKeeper, announce
+from services.controller.scaling_settings import ScalingSettings
 from services.controller.servicer import SERVICE, WATCH, ControllerServicer
 from services.controller.settings import ControllerSettings
 from services.controller.tables import Tables
@@ -16,17 +18,21 @@ from understudy.serving import HealthState, ServingSettings, run_service, serve
 
 
 async def main(environ: Mapping[str, str], serving: ServingSettings) -> None:
-    """Publish placements until told to stop."""
+    """Publish placements and size pools until told to stop."""
     settings, registry = ControllerSettings.from_env(environ), CollectorRegistry()
     members, metrics = settings.members(), ControllerMetrics.on(registry)
     tables, health = Tables(pool.pool for pool in members), HealthState(is_ready=False)
-    async with aclosing(GrpcProber(settings.probe_timeout_s)) as prober:
-        keepers = [PoolKeeper(pool, prober, tables, metrics) for pool in members]
-        tasks = [partial(keeper.run, settings.probe_interval_s) for keeper in keepers]
-        await serve("controller", ControllerServicer(tables, metrics).register,
-                    settings=serving, services=[SERVICE], endless=[WATCH], health=health,
-                    tasks=[*tasks, partial(announce, tables, health)],
-                    registry=registry)  # fmt: skip
+    sizing = ScalingSettings.from_env(environ)
+    prober = aclosing(GrpcProber(settings.probe_timeout_s))
+    async with prober as probes, open_scaling(sizing, registry) as scaling:
+        keepers = [PoolKeeper(pool, probes, tables, metrics) for pool in members]
+        tasks = [task for keeper in keepers for task in keeper.tasks(settings.probe_interval_s)]
+        tasks.append(partial(announce, tables, health))
+        if scaling:
+            tasks += [partial(scaling.loop.run, sizing.interval_s), scaling.leadership.run]
+        servicer = ControllerServicer(tables, metrics, scaling.loop if scaling else None)
+        await serve("controller", servicer.register, settings=serving, services=[SERVICE],
+                    endless=[WATCH], health=health, tasks=tasks, registry=registry)  # fmt: skip
 
 
 if __name__ == "__main__":

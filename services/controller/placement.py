@@ -11,6 +11,9 @@ class PoolMembers:
 
     pool: str
     replicas: tuple[str, ...]
+    """Known from the start; none where they are discovered."""
+    discovery: str = ""
+    """Where they are discovered, as `k8s:namespace/service:port`; empty where they are known."""
 
 
 @dataclass(frozen=True, slots=True)

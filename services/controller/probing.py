@@ -2,12 +2,15 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
+from functools import partial
 from typing import Final, Protocol
 
 from services.controller.metrics import ControllerMetrics
 from services.controller.placement import Holding, PoolMembers, outsiders
 from services.controller.tables import Tables
+from understudy.discovery import Discovery, open_discovery
 from understudy.errors import UnderstudyError
 from understudy.serving import HealthState
 
@@ -26,6 +29,10 @@ class Prober(Protocol):
         """
         ...
 
+    async def forget(self, address: str) -> None:
+        """Hang up on a worker that is gone."""
+        ...
+
 
 class PoolKeeper:
     """Keeps the table of one pool true."""
@@ -38,8 +45,17 @@ class PoolKeeper:
         self._tables = tables
         self._metrics = metrics
         self._failures = dict.fromkeys(members.replicas, 0)
+        """By address, in the order of the table: these are the members."""
         self._holdings: dict[str, Holding] = {}
         self._unheard = set(members.replicas)
+        self._is_told = not members.discovery
+
+    def tasks(self, interval_s: float) -> list[Callable[[], Awaitable[None]]]:
+        """Return what has to run beside the server."""
+        tasks: list[Callable[[], Awaitable[None]]] = [partial(self.run, interval_s)]
+        if self._members.discovery:
+            tasks.append(partial(self.follow, open_discovery(self._members.discovery)))
+        return tasks
 
     async def run(self, interval_s: float) -> None:
         """Look after the pool for ever."""
@@ -47,20 +63,39 @@ class PoolKeeper:
             await self.look()
             await asyncio.sleep(interval_s)
 
-    async def look(self) -> None:
-        """Ask every replica once and publish a newer table if anything changed.
+    async def follow(self, discovery: Discovery) -> None:
+        """Keep the members equal to what a discovery tells, for ever.
 
-        The first table waits until each replica has answered or left `MAX_FAILURES` looks
-        unanswered, so that a controller that starts puts nobody out whom it could not reach once.
+        Who is newly told is asked at the next look; who is told no longer leaves at once.
         """
-        await asyncio.gather(*(self._ask(address) for address in self._members.replicas))
-        if self._unheard and self._tables.current(self._members.pool) is None:
+        async with aclosing(discovery):
+            async for endpoints in discovery.watch():
+                addresses = sorted(endpoint.address for endpoint in endpoints)
+                gone = self._failures.keys() - addresses
+                self._unheard = self._unheard - gone | (set(addresses) - self._failures.keys())
+                self._is_told = True
+                self._failures = {one: self._failures.get(one, 0) for one in addresses}
+                for address in gone:
+                    self._holdings.pop(address, None)
+                    await self._prober.forget(address)
+                await self._publish()
+
+    async def look(self) -> None:
+        """Ask every replica once and publish a newer table if anything changed."""
+        await asyncio.gather(*(self._ask(address) for address in tuple(self._failures)))
+        await self._publish()
+
+    async def _publish(self) -> None:
+        """Publish what is known.
+
+        The first table waits until the members are known and each has answered or left
+        `MAX_FAILURES` looks unanswered, so that a controller that starts puts nobody out whom it
+        could not reach once.
+        """
+        if (self._unheard or not self._is_told) and self._tables.current(self._members.pool) is None:
             return
-        holdings = [
-            self._holdings[address]
-            for address in self._members.replicas
-            if address in self._holdings
-        ]
+        members = tuple(self._failures)
+        holdings = [self._holdings[one] for one in members if one in self._holdings]
         table = await self._tables.update(self._members.pool, holdings)
         self._metrics.replicas.labels(pool=self._members.pool).set(len(holdings))
         if table is not None:
@@ -71,11 +106,15 @@ class PoolKeeper:
         try:
             holding = await self._prober.probe(address)
         except UnderstudyError as error:
+            if address not in self._failures:  # it left meanwhile
+                return
             self._failures[address] += 1
             if self._failures[address] >= MAX_FAILURES:
                 self._unheard.discard(address)
                 if self._holdings.pop(address, None) is not None:
                     log.warning("The expert worker at %s left: %s", address, error.message)
+            return
+        if address not in self._failures:
             return
         self._failures[address] = 0
         self._unheard.discard(address)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from services.controller.placement import PoolMembers
+from understudy.discovery import open_discovery
+from understudy.errors import InvalidArgument
 from understudy.serving import SettingsError, parse_address, read_settings, text_or_file
 
 PREFIX: Final = "UNDERSTUDY_CONTROLLER_"
@@ -16,7 +18,11 @@ class ControllerSettings:
     """Which pools have expert workers, and how closely they are looked after."""
 
     pools: str
-    """JSON `[{"pool": "llm", "replicas": ["host:port", ...]}]`, or `@path` of such a file."""
+    """JSON `[{"pool": "llm", "replicas": ["host:port", ...]}]`, or `@path` of such a file.
+
+    Pools whose expert workers come and go name their Service instead of a list:
+    `"replicas": "k8s:namespace/service:port-name"`.
+    """
     probe_interval_s: float = 1.0
     """Pause between two looks at a replica; a dead one leaves the table within about twice that."""
     probe_timeout_s: float = 2.0
@@ -53,6 +59,14 @@ class ControllerSettings:
 
 def _members(entry: object) -> PoolMembers:
     match entry:
+        case {"pool": str(pool), "replicas": str(spec), **rest} if pool and not rest:
+            if not spec.startswith("k8s:"):
+                raise SettingsError(f"{PREFIX}POOLS has the replicas {spec!r}, no k8s:... or list.")
+            try:
+                open_discovery(spec)  # nothing is asked before it is watched
+            except InvalidArgument as error:
+                raise SettingsError(f"{PREFIX}POOLS: {error.message}") from error
+            return PoolMembers(pool, (), spec)
         case {"pool": str(pool), "replicas": list(replicas), **rest} if pool and not rest:
             for address in replicas:
                 if not isinstance(address, str):

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from torch import Tensor
 
 from services.attention.clients import RemoteExperts
-from services.controller.clients import GrpcProber
+from services.controller.clients.experts import GrpcProber
 from services.controller.metrics import ControllerMetrics
 from services.controller.placement import PoolMembers
 from services.controller.probing import PoolKeeper

@@ -20,6 +20,7 @@ from services.controller.placement import (
 from services.controller.probing import PoolKeeper, announce
 from services.controller.settings import ControllerSettings
 from services.controller.tables import Tables
+from understudy.discovery import Endpoint
 from understudy.errors import NotFound, Unavailable
 from understudy.serving import HealthState, SettingsError
 
@@ -115,6 +116,10 @@ class FakeProber:
 
     def __init__(self) -> None:
         self.answers: dict[str, Holding | Unavailable | None] = {}
+        self.forgotten: list[str] = []
+
+    async def forget(self, address: str) -> None:
+        self.forgotten.append(address)
 
     async def probe(self, address: str) -> Holding | None:
         answer = self.answers[address]
@@ -181,6 +186,41 @@ async def test_a_replica_that_says_it_takes_no_work_leaves_at_once():
     assert tables.current("llm").shares == ()
 
 
+class Told:
+    """A discovery that tells what a test says, one set of peers after the other."""
+
+    def __init__(self, *told: set[str]) -> None:
+        self.told = told
+
+    async def watch(self):
+        for addresses in self.told:
+            yield frozenset(Endpoint(address) for address in addresses)
+
+    async def aclose(self) -> None:
+        pass
+
+
+async def test_discovered_expert_workers_join_at_the_next_look_and_leave_at_once():
+    prober, tables = FakeProber(), Tables(["llm"])
+    metrics = ControllerMetrics.on(CollectorRegistry())
+    keeper = PoolKeeper(PoolMembers("llm", (), "k8s:prod/experts:grpc"), prober, tables, metrics)
+    assert len(keeper.tasks(1.0)) == 2
+    prober.answers = {"a": holding("a"), "b": holding("b")}
+    await keeper.follow(Told({"a", "b"}))
+    assert tables.current("llm").shares == ()
+    await keeper.look()
+    assert [share.holding.address for share in tables.current("llm").shares] == ["a", "b"]
+    await keeper.follow(Told({"b"}))
+    assert [share.holding.address for share in tables.current("llm").shares] == ["b"]
+    assert prober.forgotten == ["a"]
+
+
+def test_expert_workers_may_be_discovered():
+    pools = json.dumps([{"pool": "llm", "replicas": "k8s:prod/experts:grpc"}])
+    settings = ControllerSettings.from_env({"UNDERSTUDY_CONTROLLER_POOLS": pools})
+    assert settings.members() == (PoolMembers("llm", (), "k8s:prod/experts:grpc"),)
+
+
 def test_pools_are_read_from_json_or_a_file(tmp_path):
     pools = json.dumps([{"pool": "llm", "replicas": ["h:1", "h:2", "h:1"]}])
     path = tmp_path / "pools.json"
@@ -196,6 +236,8 @@ def test_pools_are_read_from_json_or_a_file(tmp_path):
         ("no json", "no JSON"),
         ("{}", "must be a JSON list"),
         ('[{"pool": "llm"}]', "write each as"),
+        ('[{"pool": "llm", "replicas": "host:1"}]', "no k8s:"),
+        ('[{"pool": "llm", "replicas": "k8s:nowhere"}]', "not of the form"),
         ('[{"pool": "", "replicas": []}]', "write each as"),
         ('[{"pool": "llm", "replicas": [], "more": 1}]', "write each as"),
         ('[{"pool": "llm", "replicas": [3]}]', "no host:port"),

@@ -22,23 +22,32 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-understudy/api/controller/v1/controller.proto\x12\x1cunderstudy.api.controller.v1\"%\n\x15WatchPlacementRequest\x12\x0c\n\x04pool\x18\x01 \x01(\t\"T\n\x16WatchPlacementResponse\x12:\n\tplacement\x18\x01 \x01(\x0b\x32\'.understudy.api.controller.v1.Placement\"g\n\tPlacement\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12=\n\x08replicas\x18\x03 \x03(\x0b\x32+.understudy.api.controller.v1.ExpertReplica\"{\n\rExpertReplica\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x13\n\x0b\x66irst_layer\x18\x02 \x01(\r\x12\x12\n\nnum_layers\x18\x03 \x01(\r\x12\x12\n\nexpert_ids\x18\x04 \x03(\r\x12\x1c\n\x14preferred_expert_ids\x18\x05 \x03(\r2\x92\x01\n\x11\x43ontrollerService\x12}\n\x0eWatchPlacement\x12\x33.understudy.api.controller.v1.WatchPlacementRequest\x1a\x34.understudy.api.controller.v1.WatchPlacementResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-understudy/api/controller/v1/controller.proto\x12\x1cunderstudy.api.controller.v1\x1a\x1egoogle/protobuf/duration.proto\"%\n\x15WatchPlacementRequest\x12\x0c\n\x04pool\x18\x01 \x01(\t\"T\n\x16WatchPlacementResponse\x12:\n\tplacement\x18\x01 \x01(\x0b\x32\'.understudy.api.controller.v1.Placement\"g\n\tPlacement\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12=\n\x08replicas\x18\x03 \x03(\x0b\x32+.understudy.api.controller.v1.ExpertReplica\"{\n\rExpertReplica\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x13\n\x0b\x66irst_layer\x18\x02 \x01(\r\x12\x12\n\nnum_layers\x18\x03 \x01(\r\x12\x12\n\nexpert_ids\x18\x04 \x03(\r\x12\x1c\n\x14preferred_expert_ids\x18\x05 \x03(\r\"Y\n\rReportRequest\x12\x0e\n\x06router\x18\x01 \x01(\t\x12\x38\n\x04held\x18\x02 \x03(\x0b\x32*.understudy.api.controller.v1.HeldRequests\"2\n\x0cHeldRequests\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x14\n\x0cnum_requests\x18\x02 \x01(\r\"J\n\x0eReportResponse\x12\x38\n\x05pools\x18\x01 \x03(\x0b\x32).understudy.api.controller.v1.PoolOutlook\"\x83\x01\n\x0bPoolOutlook\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x14\n\x0cnum_replicas\x18\x02 \x01(\r\x12\x11\n\tnum_ready\x18\x03 \x01(\r\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12-\n\nstart_time\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration2\xf7\x01\n\x11\x43ontrollerService\x12}\n\x0eWatchPlacement\x12\x33.understudy.api.controller.v1.WatchPlacementRequest\x1a\x34.understudy.api.controller.v1.WatchPlacementResponse0\x01\x12\x63\n\x06Report\x12+.understudy.api.controller.v1.ReportRequest\x1a,.understudy.api.controller.v1.ReportResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'understudy.api.controller.v1.controller_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_WATCHPLACEMENTREQUEST']._serialized_start=79
-  _globals['_WATCHPLACEMENTREQUEST']._serialized_end=116
-  _globals['_WATCHPLACEMENTRESPONSE']._serialized_start=118
-  _globals['_WATCHPLACEMENTRESPONSE']._serialized_end=202
-  _globals['_PLACEMENT']._serialized_start=204
-  _globals['_PLACEMENT']._serialized_end=307
-  _globals['_EXPERTREPLICA']._serialized_start=309
-  _globals['_EXPERTREPLICA']._serialized_end=432
-  _globals['_CONTROLLERSERVICE']._serialized_start=435
-  _globals['_CONTROLLERSERVICE']._serialized_end=581
+  _globals['_WATCHPLACEMENTREQUEST']._serialized_start=111
+  _globals['_WATCHPLACEMENTREQUEST']._serialized_end=148
+  _globals['_WATCHPLACEMENTRESPONSE']._serialized_start=150
+  _globals['_WATCHPLACEMENTRESPONSE']._serialized_end=234
+  _globals['_PLACEMENT']._serialized_start=236
+  _globals['_PLACEMENT']._serialized_end=339
+  _globals['_EXPERTREPLICA']._serialized_start=341
+  _globals['_EXPERTREPLICA']._serialized_end=464
+  _globals['_REPORTREQUEST']._serialized_start=466
+  _globals['_REPORTREQUEST']._serialized_end=555
+  _globals['_HELDREQUESTS']._serialized_start=557
+  _globals['_HELDREQUESTS']._serialized_end=607
+  _globals['_REPORTRESPONSE']._serialized_start=609
+  _globals['_REPORTRESPONSE']._serialized_end=683
+  _globals['_POOLOUTLOOK']._serialized_start=686
+  _globals['_POOLOUTLOOK']._serialized_end=817
+  _globals['_CONTROLLERSERVICE']._serialized_start=820
+  _globals['_CONTROLLERSERVICE']._serialized_end=1067
 # @@protoc_insertion_point(module_scope)

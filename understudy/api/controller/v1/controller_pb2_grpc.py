@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ControllerServiceStub:
-    """Serves attention workers.
+    """Serves attention workers and routers.
     """
 
     def __init__(self, channel):
@@ -40,16 +40,32 @@ class ControllerServiceStub:
                 request_serializer=understudy_dot_api_dot_controller_dot_v1_dot_controller__pb2.WatchPlacementRequest.SerializeToString,
                 response_deserializer=understudy_dot_api_dot_controller_dot_v1_dot_controller__pb2.WatchPlacementResponse.FromString,
                 _registered_method=True)
+        self.Report = channel.unary_unary(
+                '/understudy.api.controller.v1.ControllerService/Report',
+                request_serializer=understudy_dot_api_dot_controller_dot_v1_dot_controller__pb2.ReportRequest.SerializeToString,
+                response_deserializer=understudy_dot_api_dot_controller_dot_v1_dot_controller__pb2.ReportResponse.FromString,
+                _registered_method=True)
 
 
 class ControllerServiceServicer:
-    """Serves attention workers.
+    """Serves attention workers and routers.
     """
 
     def WatchPlacement(self, request, context):
         """Streams the placement table, then each newer epoch. A controller that has just started sends
         nothing until it has asked the expert workers; callers keep the table that they have.
         NOT_FOUND for a pool without expert workers.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Report(self, request, context):
+        """Reports the requests that a router holds because their pools have no worker, which wakes
+        sleeping pools, and answers what becomes of these pools. A report replaces the router's last
+        one and counts for 30 s: repeat it while anything is held, and report 0 when nothing is.
+        INVALID_ARGUMENT (no router, no or too many pools), UNAVAILABLE (another controller leads, or
+        this one does not scale).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -63,6 +79,11 @@ def add_ControllerServiceServicer_to_server(servicer, server):
                     request_deserializer=understudy_dot_api_dot_controller_dot_v1_dot_controller__pb2.WatchPlacementRequest.FromString,
                     response_serializer=understudy_dot_api_dot_controller_dot_v1_dot_controller__pb2.WatchPlacementResponse.SerializeToString,
             ),
+            'Report': grpc.unary_unary_rpc_method_handler(
+                    servicer.Report,
+                    request_deserializer=understudy_dot_api_dot_controller_dot_v1_dot_controller__pb2.ReportRequest.FromString,
+                    response_serializer=understudy_dot_api_dot_controller_dot_v1_dot_controller__pb2.ReportResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'understudy.api.controller.v1.ControllerService', rpc_method_handlers)
@@ -72,7 +93,7 @@ def add_ControllerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ControllerService:
-    """Serves attention workers.
+    """Serves attention workers and routers.
     """
 
     @staticmethod
@@ -92,6 +113,33 @@ class ControllerService:
             '/understudy.api.controller.v1.ControllerService/WatchPlacement',
             understudy_dot_api_dot_controller_dot_v1_dot_controller__pb2.WatchPlacementRequest.SerializeToString,
             understudy_dot_api_dot_controller_dot_v1_dot_controller__pb2.WatchPlacementResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Report(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/understudy.api.controller.v1.ControllerService/Report',
+            understudy_dot_api_dot_controller_dot_v1_dot_controller__pb2.ReportRequest.SerializeToString,
+            understudy_dot_api_dot_controller_dot_v1_dot_controller__pb2.ReportResponse.FromString,
             options,
             channel_credentials,
             insecure,

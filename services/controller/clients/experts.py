@@ -17,8 +17,7 @@ class GrpcProber:
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
-        self._channels: dict[str, grpc.aio.Channel] = {}
-        self._stack = AsyncExitStack()
+        self._channels: dict[str, tuple[grpc.aio.Channel, AsyncExitStack]] = {}
 
     async def probe(self, address: str) -> Holding | None:
         """Return what the worker holds, None while it is not SERVING.
@@ -48,12 +47,20 @@ class GrpcProber:
             tuple(hello.expert_ids),
         )
 
+    async def forget(self, address: str) -> None:
+        """Hang up on one worker."""
+        if address in self._channels:
+            _, stack = self._channels.pop(address)
+            await stack.aclose()
+
     async def aclose(self) -> None:
         """Hang up."""
-        await self._stack.aclose()
+        for address in tuple(self._channels):
+            await self.forget(address)
 
     async def _channel(self, address: str) -> grpc.aio.Channel:
         if address not in self._channels:
-            channel = open_channel(address, options=WITHOUT_POLICY)
-            self._channels[address] = await self._stack.enter_async_context(channel)
-        return self._channels[address]
+            stack = AsyncExitStack()
+            channel = await stack.enter_async_context(open_channel(address, options=WITHOUT_POLICY))
+            self._channels[address] = channel, stack
+        return self._channels[address][0]

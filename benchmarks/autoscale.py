@@ -1,0 +1,111 @@
+"""Is the controller's scaling worth its code? `python -m benchmarks.autoscale [--quick]`.
+
+The same `decide` as in the controller sizes a simulated pool under a request trace, against a
+fixed peak size, the horizontal pod autoscaler on engine utilisation, on sequences in flight and on
+queue length, and llm-d's KEDA law. Each is tuned by grid search on the first half of the trace (the
+cheapest point that meets 95 % there) and scored on the second half, which the tuning never sees.
+
+`--measure` times the engine of this repository and prints the worker's costs instead.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Final
+
+from benchmarks.simulation.capacity import MEASURED, measure
+from benchmarks.simulation.fleet import Setup
+from benchmarks.simulation.policies import Objectives
+from benchmarks.simulation.scoring import ATTAINMENT, Point, Result, compare
+from benchmarks.simulation.traces import AZURE_CONV, Trace, diurnal, read_trace, times
+
+OBJECTIVES: Final = Objectives(ttft_s=10.0, ttft_token_s=0.020, tpot_s=0.4)
+"""First token within 10 s plus 20 ms a prompt token, then 0.4 s a token: about twice what the
+measured worker takes for a request alone beside a few others. A faster one divides all of it."""
+START_S: Final = 180.0
+MAX_REPLICAS: Final = 96
+"""About a third more than the largest fixed size that a tuning chooses."""
+QUICK_S: Final = 1200.0
+
+
+def print_results(trace: Trace, results: Sequence[Result]) -> None:
+    """Print the table of one trace."""
+    hours = {one.policy: one.scored.worker_hours for one in results}
+    print(f"\n{trace.name}: {len(trace.requests)} requests, {trace.requests[-1].at_s / 3600:.2f} h")
+    head = (
+        "policy", "tuned to", "1st half: within SLO", "2nd half: within SLO", "worker-hours",
+        "Understudy / it", "peak", "changes", "TTFT p99 s", "TPOT p99 s",
+    )  # fmt: skip
+    print("|", " | ".join(head), "|")
+    print("|" + "---|" * len(head))
+    for one in results:
+        cells = (
+            one.policy,
+            ", ".join(f"{name} {value:g}" for name, value in one.point.items()),
+            f"{one.tuned.attainment:.2%}",
+            f"{one.scored.attainment:.2%}",
+            f"{one.scored.worker_hours:.2f}",
+            f"{hours['Understudy'] / one.scored.worker_hours:.2f}",
+            str(one.scored.peak),
+            str(one.scored.changes),
+            f"{one.scored.ttft_p99_s:.1f}",
+            f"{one.scored.tpot_p99_s:.3f}",
+        )
+        print("|", " | ".join(cells), "|")
+
+
+def scenarios(trace: Trace, *, is_quick: bool) -> list[tuple[Trace, int, bool]]:
+    """Return traces, their load factor, and whether policies are tuned on them anew."""
+    if is_quick:
+        start = [one for one in trace.requests if one.at_s < QUICK_S]
+        return [(replace(trace, name=f"{trace.name}, its start", requests=tuple(start)), 1, True)]
+    return [(trace, 1, True), (times(trace, 10), 10, False), (diurnal(trace), 1, True)]
+
+
+def main() -> None:
+    """Compare all policies on all scenarios."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="only the start of the trace")
+    parser.add_argument("--trace", type=Path, default=AZURE_CONV, help="CSV of the same columns")
+    parser.add_argument("--json", type=Path, help="write everything here")
+    parser.add_argument("--measure", action="store_true", help="time the engine and print costs")
+    wanted = parser.parse_args()
+    if wanted.measure:
+        print(measure())
+        return
+    try:
+        trace = read_trace(wanted.trace)
+    except (OSError, ValueError) as error:
+        sys.exit(f"The trace cannot be read: {error}")
+    print(f"worker {MEASURED}, starts in {START_S:g} s; objectives {OBJECTIVES}")
+    print(f"tuned on the first half for {ATTAINMENT:.0%}, scored on the second")
+    found: dict[str, object] = {"worker": asdict(MEASURED), "objectives": asdict(OBJECTIVES)}
+    points: dict[str, Point] = {}
+    for scenario, factor, is_tuned in scenarios(trace, is_quick=wanted.quick):
+        started_s = time.monotonic()
+        setup = Setup(MEASURED, START_S, max_replicas=MAX_REPLICAS * factor)
+        results = compare(
+            scenario, setup, OBJECTIVES, None if is_tuned else _scaled(points, factor)
+        )
+        points = points or {one.policy: one.point for one in results}
+        print_results(scenario, results)
+        print(f"({time.monotonic() - started_s:.0f} s)", flush=True)
+        found[scenario.name] = [asdict(one) for one in results]
+    if wanted.json:
+        wanted.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _scaled(points: dict[str, Point], factor: int) -> dict[str, Point]:
+    """Return points for `factor` times the load: a fixed size grows with it, targets stay."""
+    return {
+        name: {key: value * factor if key == "replicas" else value for key, value in point.items()}
+        for name, point in points.items()
+    }
+
+
+if __name__ == "__main__":
+    main()

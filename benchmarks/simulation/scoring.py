@@ -1,0 +1,191 @@
+"""Tunes policies on one half of a trace and scores them on the other."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from benchmarks.simulation.fleet import Fleet, Policy, Run, Setup, tail
+from benchmarks.simulation.policies import (
+    Fixed,
+    Hpa,
+    Objectives,
+    Saturation,
+    busy,
+    in_flight,
+    queue,
+    understudy,
+)
+from benchmarks.simulation.traces import Trace
+
+ATTAINMENT: Final = 0.95
+"""Share of requests within the objectives that a policy is tuned for."""
+WARM_UP_S: Final = 300.0
+"""Not scored: no policy can act before it has seen anything and a worker has started."""
+FIRST_S: Final = 120.0
+"""The initial size serves the load of this much of the trace."""
+
+Point = Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A policy with the grid that it is tuned on."""
+
+    name: str
+    grid: Mapping[str, Sequence[float]]
+    make: Callable[[Point], Policy]
+
+    def points(self) -> Iterable[Point]:
+        """Return all points of the grid."""
+        for values in itertools.product(*self.grid.values()):
+            yield dict(zip(self.grid, values, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How a policy did on part of a trace."""
+
+    attainment: float
+    """Share of requests that met both objectives."""
+    worker_hours: float
+    """Hours of all workers, starting and draining ones included."""
+    peak: int
+    """Most workers at once."""
+    changes: int
+    """Times the number of workers changed."""
+    ttft_p99_s: float
+    tpot_p99_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A tuned policy and its scores."""
+
+    policy: str
+    point: Point
+    tuned: Score
+    """On the first half, with the chosen point."""
+    scored: Score
+    """On the second half, which the tuning never saw."""
+
+
+def contenders(objectives: Objectives, setup: Setup) -> list[Contender]:
+    """Return all policies; sizes are bounded by the setup."""
+    windows = (60.0, 180.0, 300.0)
+    most = setup.max_replicas
+    sizes = sorted({max(round(most * share / 40), 1) for share in range(4, 41)})
+    return [
+        Contender("fixed peak", {"replicas": sizes}, lambda at: Fixed(int(at["replicas"]))),
+        Contender(
+            "HPA, engine utilisation",
+            {"target": (0.5, 0.6, 0.7, 0.8, 0.9, 0.95), "down_window_s": windows},
+            lambda at: Hpa(busy, at["target"], at["down_window_s"]),
+        ),
+        Contender(
+            "HPA, sequences in flight",
+            {"target": (2, 3, 4, 6, 8, 12, 16, 24), "down_window_s": windows},
+            lambda at: Hpa(in_flight, at["target"], at["down_window_s"]),
+        ),
+        Contender(
+            "HPA, queue length",
+            {"target": (0.5, 1, 2, 3, 4, 8, 16), "down_window_s": windows},
+            lambda at: Hpa(queue, at["target"], at["down_window_s"]),
+        ),
+        Contender(
+            "KEDA, saturation band",
+            {
+                "low": (0.4, 0.55, 0.7, 0.85),
+                "band": (0.15, 0.3),
+                "down_window_s": windows,
+            },
+            lambda at: Saturation(
+                objectives, at["low"], at["low"] + at["band"], at["down_window_s"]
+            ),
+        ),
+        Contender(
+            "Understudy",
+            {
+                "utilisation": (0.65, 0.7, 0.75, 0.8, 0.85, 0.9),
+                "trend": (0.0, 0.5),
+                "down_window_s": windows,
+            },
+            lambda at: understudy(objectives, setup.start_s, most, at),
+        ),
+    ]
+
+
+def initial_size(trace: Trace, setup: Setup, objectives: Objectives) -> int:
+    """Return the workers that the first minutes of a trace keep busy at 70 %."""
+    model = setup.model
+    work_s = sum(
+        one.prompt * model.prefill_s + one.output * model.decode_s
+        for one in trace.requests
+        if one.at_s < FIRST_S
+    )
+    capacity = 1 - model.fixed_s / objectives.tpot_s
+    return min(max(math.ceil(work_s / FIRST_S / capacity / 0.7), 1), setup.max_replicas)
+
+
+def compare(
+    trace: Trace, setup: Setup, objectives: Objectives, points: Mapping[str, Point] | None = None
+) -> list[Result]:
+    """Tune every policy on the first half and score it on the second.
+
+    `points` of an earlier comparison are taken as they are, without tuning.
+    """
+    setup = replace(setup, initial=initial_size(trace, setup, objectives))
+    results: list[Result] = []
+    for contender in contenders(objectives, setup):
+        if points is None:
+            point = _tuned(contender, trace, setup, objectives)
+        else:
+            point = points[contender.name]
+        policy = contender.make(point)
+        start = replace(setup, initial=policy.replicas) if isinstance(policy, Fixed) else setup
+        run = Fleet(start, policy).run(trace.requests)
+        end_s = trace.requests[-1].at_s
+        results.append(
+            Result(
+                contender.name,
+                point,
+                score(run, objectives, WARM_UP_S, trace.half_s),
+                score(run, objectives, trace.half_s, end_s),
+            )
+        )
+    return results
+
+
+def score(run: Run, objectives: Objectives, from_s: float, to_s: float) -> Score:
+    """Score the requests that arrived, and the workers that existed, between two moments."""
+    served = [one for one in run.served if from_s <= one.request.at_s <= to_s]
+    good = sum(
+        one.ttft_s <= objectives.allows_s(one.request.prompt) and one.tpot_s <= objectives.tpot_s
+        for one in served
+    )
+    sizes = [size for at_s, size in run.sizes if from_s <= at_s <= to_s]
+    return Score(
+        good / len(served),
+        run.worker_hours(from_s, to_s),
+        max(sizes, default=0),
+        sum(before != after for before, after in itertools.pairwise(sizes)),
+        tail(((one.ttft_s, 1.0) for one in served), 0.99) or 0.0,
+        tail(((one.tpot_s, 1.0) for one in served), 0.99) or 0.0,
+    )
+
+
+def _tuned(contender: Contender, trace: Trace, setup: Setup, objectives: Objectives) -> Point:
+    """Return the cheapest point that meets the attainment on the first half, else the best."""
+    half = trace.first_half()
+    found: list[tuple[bool, float, Point]] = []
+    for point in contender.points():
+        policy = contender.make(point)
+        start = replace(setup, initial=policy.replicas) if isinstance(policy, Fixed) else setup
+        run = Fleet(start, policy).run(half.requests)
+        result = score(run, objectives, WARM_UP_S, half.requests[-1].at_s)
+        if result.attainment >= ATTAINMENT:
+            found.append((False, result.worker_hours, point))
+        else:
+            found.append((True, -result.attainment, point))
+    return min(found, key=lambda one: one[:2])[2]
