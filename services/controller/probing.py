@@ -92,7 +92,9 @@ class PoolKeeper:
         `MAX_FAILURES` looks unanswered, so that a controller that starts puts nobody out whom it
         could not reach once.
         """
-        if (self._unheard or not self._is_told) and self._tables.current(self._members.pool) is None:
+        if (self._unheard or not self._is_told) and self._tables.current(
+            self._members.pool
+        ) is None:
             return
         members = tuple(self._failures)
         holdings = [self._holdings[one] for one in members if one in self._holdings]
