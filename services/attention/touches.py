@@ -14,7 +14,7 @@ MAX_STORED_S: Final = 600.0
 class Touched(NamedTuple):
     """How often a chunk was seen, and until when it counts as stored."""
 
-    times: int = 0
+    num_touches: int = 0
     stored_until_s: float = -math.inf
 
 
@@ -38,8 +38,8 @@ class TouchFilter:
     def touch(self, chain_hash: bytes) -> bool:
         """Count one sequence that has this chunk; return whether it should be written now."""
         touched = self._touched.get(chain_hash, Touched())
-        self._keep(chain_hash, touched._replace(times=touched.times + 1))
-        return touched.times + 1 >= self._threshold and not self.is_stored(chain_hash)
+        self._keep(chain_hash, touched._replace(num_touches=touched.num_touches + 1))
+        return touched.num_touches + 1 >= self._threshold and not self.is_stored(chain_hash)
 
     def is_stored(self, chain_hash: bytes) -> bool:
         """Return whether this chunk was written, or came from the store, not too long ago."""
@@ -49,7 +49,7 @@ class TouchFilter:
     def mark_stored(self, chain_hash: bytes) -> None:
         """Remember that the store has this chunk; it needs no further touches to be due again."""
         touched = self._touched.get(chain_hash, Touched())
-        count = max(self._threshold, touched.times)
+        count = max(self._threshold, touched.num_touches)
         self._keep(chain_hash, Touched(count, self._clock_s() + MAX_STORED_S))
 
     def mark_absent(self, chain_hash: bytes) -> None:

@@ -12,6 +12,8 @@ from opentelemetry.semconv._incubating.metrics import gen_ai_metrics
 
 from deploy.telemetry.schema import SCHEMA, Schema, SchemaError, load_schema
 from services.attention.sequence import FinishReason, Priority
+from services.controller.scaling.signals import Part
+from services.controller.scaling.steadying import Cause
 from services.distiller.metrics import STATES
 from services.router.answers import FinishReason as AnswerFinish
 from services.router.answers import Reason
@@ -32,6 +34,8 @@ def test_value_sets_are_those_of_the_code(schema: Schema) -> None:
         "frame_status": {one.name.lower() for one in FrameStatus},
         "priority": {one.name.lower() for one in Priority},
         "run_state": set(STATES),
+        "part": {part.value for part in Part},
+        "hold": {cause.value for cause in Cause},
     }
     assert {name: set(schema.value_sets[name].values) for name in expected} == expected
 

@@ -5,6 +5,7 @@ from typing import Final
 from deploy.telemetry.panels import Dashboard, Panel, Query, Row
 from deploy.telemetry.queries import level, over, quantile, rate, selector
 
+_REPLICAS: Final = "understudy_controller_scaling_replicas"
 _WORKERS: Final = 'component=~"attention|experts"'
 
 SCALING: Final = Dashboard(
@@ -33,6 +34,76 @@ SCALING: Final = Dashboard(
                     "short",
                     (Query(level("understudy_controller_replicas", by=("pool",)), "{{pool}}"),),
                     width=12,
+                ),
+            ),
+        ),
+        Row(
+            "Decisions",
+            (
+                Panel(
+                    "Needed and decided",
+                    "By pool and part; needed above decided is held back.",
+                    "short",
+                    (
+                        Query(
+                            level(_REPLICAS, 'kind="needed"', by=("pool", "part")),
+                            "{{pool}} {{part}} needed",
+                        ),
+                        Query(
+                            level(_REPLICAS, 'kind="decided"', by=("pool", "part")),
+                            "{{pool}} {{part}} decided",
+                        ),
+                    ),
+                    width=12,
+                ),
+                Panel(
+                    "Held back",
+                    "Decisions a second, by cause.",
+                    "ops",
+                    (
+                        Query(
+                            rate(
+                                "understudy_controller_scaling_holds_total",
+                                by=("pool", "part", "cause"),
+                            ),
+                            "{{pool}} {{part}} {{cause}}",
+                        ),
+                    ),
+                    width=12,
+                    is_stacked=True,
+                ),
+                Panel(
+                    "Changes",
+                    "By pool, part and direction; both directions at once is flapping.",
+                    "ops",
+                    (
+                        Query(
+                            rate(
+                                "understudy_controller_scaling_changes_total",
+                                by=("pool", "part", "direction"),
+                            ),
+                            "{{pool}} {{part}} {{direction}}",
+                        ),
+                    ),
+                ),
+                Panel(
+                    "Budget",
+                    "GPUs and price an hour of what was decided.",
+                    "short",
+                    (
+                        Query(level("understudy_controller_scaling_gpus"), "GPUs"),
+                        Query(level("understudy_controller_scaling_cost_per_hour"), "price"),
+                    ),
+                ),
+                Panel(
+                    "Ratio",
+                    "Fitted attention workers to one expert worker.",
+                    "short",
+                    (
+                        Query(
+                            level("understudy_controller_scaling_ratio", by=("pool",)), "{{pool}}"
+                        ),
+                    ),
                 ),
             ),
         ),
