@@ -60,7 +60,7 @@ class _Stabilised:
     def settle(self, view: View, wanted: int) -> int:
         """Bound growth, and shrink to the most of the window at most."""
         self._past.append((view.at_s, wanted))
-        while self._past[0][0] <= view.at_s - self.down_window_s:
+        while self._past[0][0] < view.at_s - self.down_window_s:
             self._past.popleft()
         if wanted >= view.desired:
             return min(wanted, max(2 * view.desired, view.desired + 4))
