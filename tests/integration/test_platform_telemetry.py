@@ -5,6 +5,7 @@ from __future__ import annotations
 import urllib.request
 from collections.abc import Iterator
 
+import grpc
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
@@ -13,11 +14,13 @@ from deploy.telemetry.boards import DASHBOARDS
 from deploy.telemetry.expressions import plain, read
 from deploy.telemetry.rules import load_rules
 from deploy.telemetry.schema import CALLER, Schema, load_schema
+from tests.contract.kvstore.parts import encoded, to_proto
 from tests.integration.live_platform import CALL_TIMEOUT_S, Cast, LivePlatform
 from tests.integration.processes import LOOPBACK, wait_until
 from tests.telemetry.server import Server, running
 from tests.telemetry.tools import tool
 from understudy import Client
+from understudy.api.kvstore.v1 import kvstore_pb2, kvstore_pb2_grpc
 from understudy.cli.waterfall import find_trace
 from understudy.errors import NotFound
 from understudy.local.state import PlatformState, ServiceState
@@ -29,7 +32,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 OPEN_METRICS = "application/openmetrics-text; version=1.0.0"
 ANSWERS = "sum(understudy_router_answers_total)"
-NOT_FOUND = 'understudy_router_failures_total{reason="NOT_FOUND"}'
+MISSES = 'understudy_kvstore_chunks_total{outcome="miss"}'
+UNCALIBRATED = 'understudy_router_answers_total{reason="no_calibrator"}'
 SPANS_OF_AN_ESCALATION = {
     names.ROUTER_GENERATE,
     names.ROUTER_ATTEMPT,
@@ -87,11 +91,34 @@ def prometheus(
             for asked in (cast.accepted, cast.escalated):
                 turn = {"role": "user", "content": asked.row.text}
                 client.complete(messages=[turn], tools=find_workload("snips").tools)
+            client.complete(prompt="Once", max_tokens=1)
             with pytest.raises(NotFound):
                 client.complete(prompt="Hello?", model="gpt-9")
-        wait_until(lambda: server.value(ANSWERS) >= before + 2, "the answers to be scraped")
-        wait_until(lambda: server.value(f"rate({NOT_FOUND}[1m])") > 0, "the refusal to be scraped")
+        read_chunks(live.service("kvstore").port)
+        wait_until(lambda: server.value(ANSWERS) >= before + 3, "the answers to be scraped")
+        wait_for_rate(server, UNCALIBRATED)
+        wait_for_rate(server, MISSES)
         yield server
+
+
+def wait_for_rate(server: Server, series: str) -> None:
+    """Wait until a series was scraped twice, so that it has a rate."""
+    count = f"count_over_time({series}[1m])"
+    wait_until(lambda: server.value(count) > 1, f"{series} to be scraped twice")
+
+
+def read_chunks(port: int) -> None:
+    """Write a chunk to the kvstore, and read it and one that is missing, as a worker would."""
+    hashes = [b"x" * 32, b"y" * 32]
+    with grpc.insecure_channel(f"{LOOPBACK}:{port}") as channel:
+        stub = kvstore_pb2_grpc.KvStoreServiceStub(channel)
+        (data,) = encoded(hashes[:1])
+        request = kvstore_pb2.PutRequest(chain=to_proto(hashes[:1]), data=data)
+        stub.Put(iter([request]), timeout=CALL_TIMEOUT_S)
+        found = list(
+            stub.Get(kvstore_pb2.GetRequest(chain=to_proto(hashes)), timeout=CALL_TIMEOUT_S)
+        )
+    assert [one.hash for one in found] == hashes[:1]
 
 
 def samples_of(service: ServiceState) -> list[tuple[str, Sample]]:
