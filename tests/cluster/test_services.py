@@ -121,3 +121,17 @@ def test_an_evicted_pod_leaves_only_where_its_budget_allows(kube: Kube) -> None:
         assert after["spec"]["nodeName"] != node
     finally:
         kube.run("uncordon", node)
+
+
+def test_a_redis_of_the_chart_is_reached_from_other_pods(kube: Kube, state: Path) -> None:
+    command = ["valkey-server", "--save", "", "--dir", "/tmp"]  # noqa: S108
+    main = container(
+        image="valkey/valkey:8.1-alpine",
+        command=command,
+        ports=[{"name": "main", "containerPort": 6379}],
+        readinessProbe={"exec": {"command": ["valkey-cli", "ping"]}, "timeoutSeconds": 5},
+    )
+    kube.apply(service("store", 6379), pod("store", main))
+    kube.wait("pod/store", "condition=Ready")
+    program = "import redis; print(redis.Redis('store').set('key', 'value'))"
+    assert ask(kube, state, program) == ["True"]

@@ -77,13 +77,14 @@ def understudy_image(system: Image, environ: Mapping[str, str]) -> Image:
 
 
 def valkey_image(system: Image) -> Image:
-    """Return the server that a wheel of the lock file carries, with a client for its probes."""
+    """Return the server that a wheel carries, as its image has it, with a client for probes."""
     target = "/opt/valkey"
     python = understudy_image(system, {})
     server = Path(valkey_binary())
     mounts = (
         *(mount for mount in python.mounts if not mount["target"].startswith(WORK_FOLDER)),
-        _shown(server, f"{target}/valkey-server"),
+        _shown(server, f"{target}/valkey-server-binary"),
+        _shown(PROGRAMS / "valkey-server", f"{target}/valkey-server"),
         _shown(PROGRAMS / "valkey-cli", f"{target}/valkey-cli"),
     )
     environment = {**python.environment, "PATH": f"{target}:{python.environment['PATH']}"}
