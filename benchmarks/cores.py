@@ -76,7 +76,13 @@ def small() -> Model:
 
 
 def make_core(
-    model: Model, *, num_blocks: int, token_budget: int, max_sequences: int, max_waiting: int = 1024
+    model: Model,
+    *,
+    num_blocks: int,
+    token_budget: int,
+    max_sequences: int,
+    max_waiting: int = 1024,
+    mixed_budget: int = 0,
 ) -> tuple[EngineCore, Scheduler]:
     """Return an engine core over fresh KV, and its scheduler."""
     kv = PagedKv(model.decoder.config, num_blocks, BLOCK_SIZE)
@@ -85,6 +91,7 @@ def make_core(
         token_budget=token_budget,
         max_sequences=max_sequences,
         max_waiting=max_waiting,
+        mixed_budget=mixed_budget,
         next_hash=ChainKeys({"": b"d" * 32}, BLOCK_SIZE).next_hash,
     )
     core = EngineCore(

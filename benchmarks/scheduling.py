@@ -15,17 +15,18 @@ import platform
 import random
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Final
+from typing import Final, get_args
 
 import torch
 
 from benchmarks.cores import BLOCK_SIZE, Model, make_core, small, smollm2, submission
 from services.attention.core import EngineCore
 from services.attention.sequence import Priority
+from understudy.model.decoder import Compute
 
 WHOLE: Final = 1 << 20
 """A budget that no prompt exceeds: chunking is off."""
@@ -62,7 +63,7 @@ class Gaps:
         return self.p99_s / self.quiet_median_s
 
 
-def measure_gaps(model: Model, token_budget: int, *, num_running: int, num_quiet: int) -> Gaps:
+def measure_gaps(model: Model, mixed_budget: int, *, num_running: int, num_quiet: int) -> Gaps:
     """Let sequences run alone for `num_quiet` steps, then beside a long prompt to its first token.
 
     Every running sequence gets a token in every step, so a gap is the duration of a step.
@@ -70,7 +71,11 @@ def measure_gaps(model: Model, token_budget: int, *, num_running: int, num_quiet
     rng = random.Random(5)  # noqa: S311
     num_blocks = (PROMPT_TOKENS + num_running * 2400) // BLOCK_SIZE
     core, scheduler = make_core(
-        model, num_blocks=num_blocks, token_budget=token_budget, max_sequences=num_running + 1
+        model,
+        num_blocks=num_blocks,
+        token_budget=max(mixed_budget, Load.token_budget),
+        mixed_budget=mixed_budget,
+        max_sequences=num_running + 1,
     )
     for index in range(num_running):
         tokens = [rng.randrange(3, model.vocab_size) for _ in range(64)]
@@ -168,7 +173,9 @@ def bench_gaps(model: Model, budgets: Sequence[int], num_rounds: int, num_runnin
             gaps = measure_gaps(model, budget, num_running=num_running, num_quiet=16)
             rounds[budget].append(gaps)
     print(f"\n(a) {model.name}: {num_running} running sequences, a {PROMPT_TOKENS}-token prompt")
-    print_row("budget", "quiet median s", "p50 s", "p99 s", "p99 / quiet median", "first token s")
+    print_row(
+        "mixed budget", "quiet median s", "p50 s", "p99 s", "p99 / quiet median", "first token s"
+    )
     for budget, runs in rounds.items():
         print_row(
             "off (whole prompt)" if budget == WHOLE else str(budget),
@@ -229,18 +236,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one round, and a small model in (b)")
     parser.add_argument("--json", type=Path, help="write all rounds here")
+    parser.add_argument("--compute", choices=get_args(Compute), default="exact")
     wanted = parser.parse_args()
     num_rounds = 1 if wanted.quick else 5
     found: dict[str, object] = {"machine": machine()}
     print(" ".join(f"{name}={value}" for name, value in machine().items()))
-    budgets = (64, WHOLE) if wanted.quick else (32, 64, 128, 256, WHOLE)
-    load: Callable[[], Model] = small if wanted.quick else smollm2
-    teacher = smollm2()
+    budgets = (16, WHOLE) if wanted.quick else (16, 32, 64, 256, WHOLE)
+    teacher = smollm2(wanted.compute)
+    print(f"arithmetic: {teacher.compute}")
     if not wanted.quick:  # in a quick run the short prompts of each arm have to warm it up
         measure_gaps(teacher, 256, num_running=8, num_quiet=2)
     num_running = 4 if wanted.quick else 8
     found["gaps"] = bench_gaps(teacher, budgets, num_rounds, num_running)
-    chosen = load()
+    chosen = small() if wanted.quick else teacher
     measure_batch(chosen, replace(Load(), num_requests=20), Priority.STANDARD, 0)  # warm-up
     found["batch"] = bench_batch(chosen, Load(), num_rounds)
     if wanted.json:

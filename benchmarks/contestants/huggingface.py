@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.contestants.protocol import answer, prompt
+from understudy.model.families import write_hf
 from understudy.model.locate import locate_model
 from understudy.model.weights import load_model
 
@@ -23,7 +24,7 @@ class Transformers:
 
     def __init__(self, dtype: torch.dtype) -> None:
         loaded = load_model(locate_model("smollm2"))
-        model = LlamaForCausalLM(LlamaConfig(**loaded.config.to_hf()))
+        model = LlamaForCausalLM(LlamaConfig(**write_hf(loaded.config)))
         model.load_state_dict(dict(loaded.weights), strict=False)
         model.tie_weights()
         self._model = model.to(dtype).eval()

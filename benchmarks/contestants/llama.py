@@ -22,7 +22,7 @@ class Llama:
     """One model, one context for a lone sequence and one for eight."""
 
     def __init__(self, path: str, num_threads: int) -> None:
-        llama_cpp.llama_log_set(_quiet, ctypes.c_void_p(0))
+        llama_cpp.llama_log_set(_QUIET, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
         params = llama_cpp.llama_model_default_params()
         self._model = llama_cpp.llama_model_load_from_file(path.encode(), params)
@@ -99,9 +99,12 @@ class Llama:
         return int(np.ctypeslib.as_array(logits, (self._num_tokens,)).argmax())
 
 
-@llama_cpp.llama_log_callback
-def _quiet(_level: int, _text: bytes, _user: int) -> None:
+def _swallow(_level: int, _text: bytes, _user: int) -> None:
     """Swallow its log."""
+
+
+# A callback that C keeps must outlive every call.
+_QUIET = llama_cpp.llama_log_callback(_swallow)
 
 
 def main() -> None:

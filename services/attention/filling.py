@@ -1,8 +1,24 @@
 """What one step computes, and what is left of its token budget. Plain bookkeeping."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 from services.attention.sequence import Priority, Sequence, SequenceKey
+
+MIXED_GROWTH: Final = 2
+
+
+def step_budget(whole: int, mixed: int, decoding: Iterable[Sequence]) -> int:
+    """Return how many positions a step computes at most.
+
+    While somebody reads an answer that is `mixed`, and never less than twice what decodes want: a
+    prompt then about doubles a step, and many decodes do not crowd each other out.
+    """
+    live = [sequence for sequence in decoding if sequence.priority < Priority.BATCH]
+    if not live:
+        return whole
+    return min(whole, max(mixed, MIXED_GROWTH * sum(sequence.num_pending for sequence in live)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from typing import Final
 
 from services.attention.blocks import BlockManager
 from services.attention.fairness import DECODE_WEIGHT, TenantCounters
-from services.attention.filling import ScheduledChunk, StepPlan
+from services.attention.filling import ScheduledChunk, StepPlan, step_budget
 from services.attention.forecast import Backlog, Outlook, outlook
 from services.attention.preemption import Preemption
 from services.attention.residency import Admission, NextHash, Residency
@@ -51,7 +51,7 @@ class Scheduler:
         """`next_hash(sequence, index)` names full block `index` of a sequence that shares KV.
 
         `batch_share` is the part of a step that batch priority gets while others are live;
-        `mixed_budget` replaces `token_budget` in steps that decode for others; 0 changes nothing.
+        `mixed_budget` bounds steps that decode for others (`step_budget`); 0 changes nothing.
         """
         self.blocks = blocks
         self._token_budget = token_budget
@@ -172,8 +172,7 @@ class Scheduler:
     def schedule(self) -> list[ScheduledChunk]:
         """Return the chunks of the next step; every one has its blocks."""
         decoding = self._running(is_decoding=True)
-        is_mixed = any(sequence.priority < Priority.BATCH for sequence in decoding)
-        budget = self._mixed_budget if is_mixed else self._token_budget
+        budget = step_budget(self._token_budget, self._mixed_budget, decoding)
         plan = StepPlan(budget, self._batch_budget(budget))
         self._serve_stalled(plan, budget)
         for sequence in decoding:

@@ -38,9 +38,10 @@ class AttentionSettings:
     """Type that keys and values are cached in; int8 has a scale per token and head."""
     token_budget: int = 256
     """Positions computed per step, at most: larger chunks of a prompt are computed faster."""
-    mixed_token_budget: int = 64
-    """Positions computed per step while answers run, at most: bounds the time between their
-    tokens while a prompt arrives. `benchmarks.scheduling` measures what it costs and gains."""
+    mixed_token_budget: int = 16
+    """Positions computed per step while answers run, at most, or twice as many as they decode where
+    that is more: bounds the time between their tokens while a prompt arrives.
+    `benchmarks.scheduling` measures what it costs and gains."""
     batch_share: float = 0.25
     """Part of a step that sequences of batch priority get while others are live, (0, 1]: bounds
     how much longer they make a step. Alone they get all of it."""

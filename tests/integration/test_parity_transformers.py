@@ -69,7 +69,7 @@ def continued(prompts: list[list[int]]) -> list[list[int]]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(480)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("compute", ["exact", "reference"])
 def test_twenty_greedy_continuations_equal_transformers(
     compute: Compute, prompts: list[list[int]], continued: list[list[int]]

@@ -31,10 +31,8 @@ MAX_HEAD_DIM = 1024
 
 def is_compilable(config: ModelConfig) -> bool:
     """Whether the attention of this model is one that the operators know."""
-    is_grouped = config.latent is None and config.query_rank is None
-    has_simple_layers = config.attentions_per_layer == 1
-    fits = config.head_dim % 2 == 0 and config.head_dim <= MAX_HEAD_DIM
-    return is_grouped and has_simple_layers and fits
+    is_grouped = config.latent is None and config.attentions_per_layer == 1
+    return is_grouped and config.head_dim % 2 == 0 and config.head_dim <= MAX_HEAD_DIM
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +53,7 @@ class _Layer:
     output: Linear
     bias: Tensor | None  # of query, key and value, side by side
     head_norms: tuple[Tensor, Tensor] | None
+    query_up: tuple[Tensor, Linear] | None  # norm and second factor of factorised queries
     ffn_norm: Tensor
     feed_forward: FeedForward
 
@@ -78,7 +77,7 @@ class CompiledDecoder:
         assert used is not None
         self._layers = [_layer(config, weights, index, used) for index in range(config.num_layers)]
         self._whole = None
-        if local is not None and not config.is_moe:
+        if local is not None and not config.is_moe and config.query_rank is None:
             self._whole = _whole(config, self._layers, local)
         self._angles = AngleTable(Rotary(config))
         self._scale = config.head_dim**-0.5
@@ -185,12 +184,15 @@ class CompiledDecoder:
     ) -> Tensor:
         """Return query, key and value rows side by side."""
         projections = (("q_proj", layer.query), ("k_proj", layer.key), ("v_proj", layer.value))
-        if adapter is not None:
+        if adapter is not None or layer.query_up is not None:
             normed = self._normalised(hidden, layer.norm)
-            rows = [
-                adapter.apply(index, name, normed, projection(normed))
-                for name, projection in projections
-            ]
+            rows = [projection(normed) for _, projection in projections]
+            if adapter is not None:
+                named = zip(projections, rows, strict=True)
+                rows = [adapter.apply(index, name, normed, row) for (name, _), row in named]
+            if layer.query_up is not None:
+                norm, up = layer.query_up
+                rows[0] = up(self._normalised(rows[0], norm))
             return torch.cat(rows, dim=1)
         return ops.normed_linears(
             hidden,
@@ -252,12 +254,17 @@ def _layer(config: ModelConfig, weights: Weights, index: int, experts: Experts) 
             vector(weights, f"{prefix}.self_attn.{name}_norm.weight") for name in "qk"
         )
         norms = of_query, of_key
+    query_up = None
+    if config.query_rank is not None:
+        inner = vector(weights, f"{prefix}.self_attn.inter_norm.weight")
+        query_up = inner, linear(weights, f"{prefix}.self_attn.wq")
     return _Layer(
         vector(weights, f"{prefix}.input_layernorm.weight"),
         *projections,
         output=linear(weights, f"{prefix}.self_attn.o_proj"),
         bias=torch.cat(biases) if biases else None,
         head_norms=norms,
+        query_up=query_up,
         ffn_norm=vector(weights, f"{prefix}.post_attention_layernorm.weight"),
         feed_forward=FeedForward(config, weights, index, experts),
     )

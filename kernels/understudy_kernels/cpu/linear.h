@@ -197,20 +197,25 @@ INLINE void multiply_tile(const float* x, int64_t x_stride, const float* panel,
   }
 }
 
+template <int kRows>
+INLINE void multiply_some(int64_t num_rows, const float* x, int64_t x_stride, const float* panel,
+                          int64_t panel_stride, int64_t depth, float* sums, int64_t sums_stride) {
+  if (num_rows == kRows) {
+    multiply_tile<kRows, 1>(x, x_stride, panel, panel_stride, 0, depth, sums, sums_stride);
+  } else if constexpr (kRows > 1) {
+    multiply_some<kRows - 1>(num_rows, x, x_stride, panel, panel_stride, depth, sums, sums_stride);
+  }
+}
+
 void multiply_rows(const float* x, int64_t x_stride, const float* panel, int64_t panel_stride,
                    int64_t depth, float* sums, int64_t sums_stride, int64_t num_rows) {
-  int64_t t = 0;
-  for (; t + kExactTile <= num_rows; t += kExactTile) {
-    multiply_tile<kExactTile, 1>(x + t * x_stride, x_stride, panel, panel_stride, 0, depth,
-                                 sums + t * sums_stride, sums_stride);
-  }
-  for (; t + 3 <= num_rows; t += 3) {
-    multiply_tile<3, 1>(x + t * x_stride, x_stride, panel, panel_stride, 0, depth,
-                        sums + t * sums_stride, sums_stride);
-  }
-  for (; t < num_rows; ++t) {
-    multiply_tile<1, 1>(x + t * x_stride, x_stride, panel, panel_stride, 0, depth,
-                        sums + t * sums_stride, sums_stride);
+  for (int64_t t = 0, count; t < num_rows; t += count) {
+    const int64_t left = num_rows - t;
+    // Too few rows wait for their sums: eight are four and four, not six and two.
+    const bool is_last = left <= kExactTile, is_even = left >= 2 * kExactTile;
+    count = is_last ? left : is_even ? kExactTile : (left + 1) / 2;
+    multiply_some<kExactTile>(count, x + t * x_stride, x_stride, panel, panel_stride, depth,
+                              sums + t * sums_stride, sums_stride);
   }
 }
 

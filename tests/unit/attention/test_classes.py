@@ -71,6 +71,16 @@ def test_smaller_budget_holds_while_somebody_decodes():
     assert step(scheduler) == {2: 16}
 
 
+def test_a_smaller_budget_leaves_no_decode_out_and_doubles_with_them():
+    scheduler = make_scheduler(num_blocks=32, token_budget=16, mixed_budget=4)
+    for index in range(6):
+        add(scheduler, index, 2)
+        step(scheduler)
+    add(scheduler, 9, 20)
+    chunks = step(scheduler)
+    assert chunks == {**dict.fromkeys(range(6), 1), 9: 6}
+
+
 def test_batch_priority_alone_has_the_whole_budget_while_it_decodes():
     scheduler = make_scheduler(token_budget=16, mixed_budget=4)
     add(scheduler, 1, 4, BATCH)
