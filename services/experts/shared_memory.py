@@ -36,7 +36,7 @@ class SharedRegion:
             os.close(descriptor)
 
     def unlink(self) -> None:
-        """Take its name away: whoever maps it keeps it, and a process that is killed leaves none."""
+        """Take its name away: whoever maps it keeps it, and a killed process leaves none."""
         self._path.unlink(missing_ok=True)
 
     def close(self) -> None:
