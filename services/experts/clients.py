@@ -155,6 +155,7 @@ class SharedCalls:
             region.close()
             self._refuse(error.message)
             return None
+        region.unlink()
         self._region = region
         return region
 

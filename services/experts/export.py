@@ -89,7 +89,7 @@ def swiglu_program(weights: Sequence[Tensor], *, has_one_size: bool = True) -> E
     """Export one SwiGLU over any number of tokens, its weights as inputs: gate, up, down."""
     tokens = Dim("tokens", min=1, max=MAX_TOKENS)
     hidden = torch.zeros(3, weights[0].shape[1])
-    inner = None if has_one_size else Dim("inner", min=1, max=MAX_INNER)
+    inner = Dim.STATIC if has_one_size else Dim("inner", min=1, max=MAX_INNER)
     ranges = ({0: tokens}, {0: inner}, {0: inner}, {1: inner})
     with torch.no_grad():
         return torch.export.export(_SwiGlu(), (hidden, *weights), dynamic_shapes=ranges)

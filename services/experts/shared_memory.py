@@ -18,7 +18,7 @@ ALIGNMENT: Final = 64
 
 
 class SharedRegion:
-    """One named region, used for one call at a time; `close` it, or the memory outlives us."""
+    """One region, used for one call at a time; `unlink` it once the server has it."""
 
     def __init__(self, size_bytes: int) -> None:
         """Create the region. Raises OSError where the host has no room."""
@@ -35,9 +35,13 @@ class SharedRegion:
         finally:
             os.close(descriptor)
 
+    def unlink(self) -> None:
+        """Take its name away: whoever maps it keeps it, and a killed process leaves none."""
+        self._path.unlink(missing_ok=True)
+
     def close(self) -> None:
         """Unmap and remove it; a server that has it registered keeps its own mapping."""
-        self._path.unlink(missing_ok=True)
+        self.unlink()
         self._map.close()
 
     def __enter__(self) -> Self:

@@ -26,10 +26,10 @@ class TritonShare:
 
     def __str__(self) -> str:
         total = self.by_triton + self.in_process
-        return (
-            f"Triton computed {self.by_triton:,} of {total:,} feed-forwards of the LLM; it was to"
-            f" compute {self.fallbacks:,} more, which the expert workers did themselves."
-        )
+        said = f"Triton computed {self.by_triton:,} of {total:,} feed-forwards of the LLM."
+        if not self.fallbacks:
+            return said
+        return f"{said} Of the rest, {self.fallbacks:,} were meant for it while it was away."
 
 
 def triton_share(state: PlatformState) -> TritonShare | None:
