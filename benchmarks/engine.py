@@ -74,7 +74,8 @@ def scenarios(*, is_quick: bool) -> list[Scenario]:
         question = {"kind": "prefill", "num_tokens": num_tokens}
         return Scenario(f"prompt of {num_tokens} tokens", question, num_tokens)
 
-    return [decode(1, 512), decode(8, 512), prefill(512), prefill(2048)]
+    short = [decode(1, 512), decode(8, 512), prefill(512)]
+    return short if is_quick else [*short, prefill(2048)]
 
 
 def commands(num_threads: int, budget: int, llama_python: str) -> dict[str, list[str]]:
@@ -145,6 +146,8 @@ def measure(
         }
         timings = {name: timing(values) for name, values in samples.items()}
         results.append(Result(scenario.name, scenario.num_tokens, timings, least))
+        medians = ", ".join(f"{name} {each.median_s:.3f} s" for name, each in timings.items())
+        print(f"{scenario.name}: {medians}", file=sys.stderr, flush=True)
     return results
 
 
@@ -176,7 +179,9 @@ def memory_lines(memory: Memory) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table, and write everything measured where a file is named."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds and tokens")
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer rounds and tokens, no long prompt"
+    )
     parser.add_argument("--json", type=Path, help="write everything measured to this file")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--budget", type=int, default=256, help="our positions per step, at most")

@@ -42,7 +42,7 @@ class Transformers:
         for _ in range(num_tokens):
             cache, tokens = self._forward(tokens, cache)
         seconds = time.perf_counter() - started_s
-        cache.crop(context)
+        cache.crop(-num_tokens)
         return seconds
 
     def prefill(self, num_tokens: int) -> float:

@@ -42,6 +42,7 @@ INLINE void read_cached(const void* base, int64_t dtype, int64_t at, int64_t siz
 }
 
 constexpr int64_t kTurned = 8;  // tokens whose keys are transposed together
+constexpr int64_t kRuns = kTile / kTurned;
 
 struct Workspace {
   float* keys;     // (padded key_dim, kTile)
@@ -52,6 +53,7 @@ struct Workspace {
   float* split;    // (kQueryTile, padded value_dim), the sums of the current split
   float* total;    // (kQueryTile, padded value_dim)
   float maxima[2][kQueryTile], sums[2][kQueryTile];  // of the split, of the whole
+  const float* runs[kRuns];  // values of eight tokens each where they are cached, or null
 };
 
 INLINE int64_t workspace_floats(const Cache& cache) {
@@ -74,6 +76,66 @@ INLINE void open_workspace(const Cache& cache, float* memory, Workspace& w) {
 INLINE float scale_at(const float* scales, const int64_t* strides, int64_t block, int64_t token,
                       int64_t head) {
   return scales ? scales[offset_of(strides, block, token, head)] : 1.0f;
+}
+
+// Whether eight tokens of a float32 cache can be read where they are.
+INLINE bool is_direct(const Cache& c) {
+  return c.dtype == 0 && c.block_size % kTurned == 0 && c.key_dim % kTurned == 0 &&
+         c.value_dim % kLanes == 0;
+}
+
+// As read_tile: keys are transposed straight out of the cache. A few queries take the values from
+// there too; many are worth a copy that lies closer together.
+INLINE void point_at_tile(const Attention& a, const AttentionTask& task, int64_t start,
+                          int64_t count, bool is_copying, Workspace& w) {
+  const Cache& c = a.cache;
+  const int32_t* table = a.tables + a.sequences[task.row] * a.table_stride;
+  const float* keys = static_cast<const float*>(c.keys);
+  const float* values = static_cast<const float*>(c.values);
+  for (int64_t i = 0; i < kTile; i += kTurned) {
+    w.runs[i / kTurned] = nullptr;
+    if (i >= count) {
+      for (int64_t d = 0; d < c.key_dim; ++d) {
+        __builtin_memset(w.keys + d * kTile + i, 0, kTurned * sizeof(float));
+      }
+      if (is_copying) {
+        __builtin_memset(w.values + i * c.value_dim, 0, kTurned * c.value_dim * sizeof(float));
+      }
+      continue;
+    }
+    // The block has room for all eight; what lies beyond `count` gets a weight of zero.
+    const int64_t block = table[(start + i) / c.block_size], token = (start + i) % c.block_size;
+    const float* key = keys + offset_of(c.key_strides, block, token, task.kv_head);
+    for (int64_t d = 0; d < c.key_dim; d += kTurned) {
+      transpose_eight(key + d, c.key_strides[1], w.keys + d * kTile + i, kTile);
+    }
+    const float* run = values + offset_of(c.value_strides, block, token, task.kv_head);
+    w.runs[i / kTurned] = run;
+    for (int64_t t = 0; is_copying && t < kTurned; ++t) {
+      float* to = w.values + (i + t) * c.value_dim;
+      if (i + t < count) {
+        __builtin_memcpy(to, run + t * c.value_strides[1], c.value_dim * sizeof(float));
+      } else {
+        __builtin_memset(to, 0, c.value_dim * sizeof(float));
+      }
+    }
+  }
+}
+
+// Adds weights times values of the tile's runs; runs that follow one another are taken at once.
+INLINE void add_runs(const Cache& c, int64_t count, int64_t num_queries, Workspace& w) {
+  const int64_t stride = c.value_strides[1];
+  for (int64_t i = 0, stop; i < count; i = stop) {
+    const float* run = w.runs[i / kTurned];
+    for (stop = i + kTurned; stop < count && w.runs[stop / kTurned] == run + (stop - i) * stride;) {
+      stop += kTurned;
+    }
+    const int64_t depth = least(stop, count) - i;
+    for (int64_t d = 0; d < c.value_dim; d += kLanes) {
+      multiply_rows(w.scores + i, kTile, run + d, stride, depth, w.split + d, c.value_dim,
+                    num_queries);
+    }
+  }
 }
 
 // Reads keys (transposed) and values of `count` tokens from `start`; the rest of the tile is zero.
@@ -158,8 +220,14 @@ INLINE void attend_split(const Attention& a, const AttentionTask& task, int64_t 
                          int64_t longest, int64_t num_queries, Workspace& w) {
   const int64_t key_dim = a.cache.key_dim, width = padded(a.cache.value_dim);
   const int64_t stop = least(longest, (split + 1) * kSplit);
+  const bool is_near = is_direct(a.cache), is_copying = num_queries > kExactTile;
   for (int64_t start = split * kSplit; start < stop; start += kTile) {
-    read_tile(a, task, start, least(kTile, stop - start), w);
+    const int64_t count = least(kTile, stop - start);
+    if (is_near) {
+      point_at_tile(a, task, start, count, is_copying, w);
+    } else {
+      read_tile(a, task, start, count, w);
+    }
     __builtin_memset(w.scores, 0, num_queries * kTile * sizeof(float));
     for (int64_t i = 0; i < kTile && start + i < stop; i += kLanes) {
       multiply_rows(w.queries, key_dim, w.keys + i, kTile, key_dim, w.scores + i, kTile,
@@ -169,6 +237,10 @@ INLINE void attend_split(const Attention& a, const AttentionTask& task, int64_t 
       const int64_t seen = a.lengths[task.row + q / task.num_heads] - start;
       weigh_scores(w.scores + q * kTile, most(0, least(kTile, seen)), a.scale, w.maxima[0][q],
                    w.sums[0][q], w.split + q * width, width);
+    }
+    if (is_near && !is_copying) {
+      add_runs(a.cache, count, num_queries, w);
+      continue;
     }
     for (int64_t d = 0; d < width; d += kLanes) {
       multiply_rows(w.scores, kTile, w.values + d, width, kTile, w.split + d, width, num_queries);
