@@ -174,11 +174,11 @@ def enter_cluster(state: Path, command: Sequence[str], environ: Mapping[str, str
     layout = Layout(state)
     variables = {**environ, "KUBECONFIG": str(layout.kubeconfig), "CLUSTER_STATE": str(state)}
     enter = ["nsenter", "--target", target, "--user", "--net", "--mount", "--ipc", "--uts", "--pid"]
-    os.execvpe(
+    os.execvpe(  # noqa: S606
         "nsenter",
         [*enter, "--preserve-credentials", f"--wd={Path.cwd()}", "--", *command],
         variables,
-    )  # noqa: S606
+    )
 
 
 def _first_inside(pid: int) -> int:
