@@ -70,6 +70,7 @@ async def split(stack: AsyncExitStack, model_dir: Path, loaded: LoadedModel) -> 
         pool=POOL,
         ffn="remote",
         placement=controller,
+        compute="reference",  # as the fixture loaded the experts
         num_blocks=64,
         block_size=8,
         threads=1,
