@@ -77,6 +77,10 @@ BUILT_IN: Final[Mapping[str, object]] = {
     "experts.replicas": 8,
     "experts.settings.compute": "fast",
     "experts.settings.weightsDtype": "float16",
+    "experts.settings.executor": "triton",
+    "experts.settings.tritonFallback": "replica",
+    "experts.settings.tritonTimeoutS": 51.25,
+    "experts.settings.tritonSharedMemory": True,
     "router.replicas": 9,
     "controller.settings.probeIntervalS": 31.5,
     "controller.settings.probeTimeoutS": 32.5,
@@ -140,6 +144,8 @@ def _marks(value: object) -> str:
     if isinstance(value, dict):
         first = next(iter(value.items()))
         return str(first[1]["cpu"] if first[0] == "requests" else first[0])
+    if isinstance(value, bool):
+        return json.dumps(str(value).lower())
     return str(value)
 
 
