@@ -7,6 +7,7 @@ than the caches hold, as a model's do; peers get the same treatment.
 import argparse
 import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -133,7 +134,7 @@ def formats(limits: Bounds, num_rounds: int) -> list[Figure]:
         packed = random_weight(kind, 4 * size, 768)
         timings = interleaved(
             {
-                "ours": lambda weight=packed: ops.linear(hidden, weight),
+                "ours": partial(ops.linear, hidden, packed),
                 "torch float32 x 4": lambda: [functional.linear(hidden, plain) for _ in range(4)],
             },
             num_rounds,
@@ -169,11 +170,7 @@ def whole_model(limits: Bounds, num_rounds: int, row_counts: Sequence[int]) -> l
         timings = interleaved(
             {
                 "ours": one_step,
-                "torch float32, products only": lambda given=inputs: [
-                    functional.linear(rows, weight)
-                    for _ in range(LAYERS)
-                    for rows, weight in zip(given, plain, strict=True)
-                ],
+                "torch float32, products only": partial(_products, inputs, plain),
             },
             max(3, num_rounds // 2),
         )
@@ -190,6 +187,12 @@ def whole_model(limits: Bounds, num_rounds: int, row_counts: Sequence[int]) -> l
             )
         )
     return figures
+
+
+def _products(inputs: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
+    for _ in range(LAYERS):
+        for rows, weight in zip(inputs, weights, strict=True):
+            functional.linear(rows, weight)
 
 
 def _over(weights: Sequence[object], call: Callable[..., object]) -> Callable[[], object]:
@@ -274,7 +277,7 @@ def _sampling(num_rounds: int) -> list[Figure]:
         reference = _reference_sampling(logits, params)
         timings = interleaved(
             {
-                "ours": lambda given=params: ops.sample_tokens(logits, None, *given),
+                "ours": partial(ops.sample_tokens, logits, None, *params),
                 "torch": reference,
             },
             num_rounds,

@@ -124,7 +124,7 @@ class Trainer:
         if not math.isfinite(value := loss.item()):
             raise FailedPrecondition(f"The loss became {value} at step {self.step}.")
         self._optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         parameters = list(self._trainable.values())
         torch.nn.utils.clip_grad_norm_(parameters, self._params.max_gradient_norm)
         for group in self._optimiser.param_groups:

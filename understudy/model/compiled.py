@@ -246,8 +246,8 @@ def _view(plane: Plane, layer: int) -> CacheView:
 
 def _layer(config: ModelConfig, weights: Weights, index: int, experts: Experts) -> _Layer:
     prefix, _ = layer_prefix(config, index)
-    projections = [linear(weights, f"{prefix}.self_attn.{name}_proj") for name in "qkv"]
-    biases = [projection.bias for projection in projections if projection.bias is not None]
+    query, key, value = (linear(weights, f"{prefix}.self_attn.{name}_proj") for name in "qkv")
+    biases = [each.bias for each in (query, key, value) if each.bias is not None]
     norms = None
     if config.has_qk_norm:
         of_query, of_key = (
@@ -259,8 +259,10 @@ def _layer(config: ModelConfig, weights: Weights, index: int, experts: Experts) 
         inner = vector(weights, f"{prefix}.self_attn.inter_norm.weight")
         query_up = inner, linear(weights, f"{prefix}.self_attn.wq")
     return _Layer(
-        vector(weights, f"{prefix}.input_layernorm.weight"),
-        *projections,
+        norm=vector(weights, f"{prefix}.input_layernorm.weight"),
+        query=query,
+        key=key,
+        value=value,
         output=linear(weights, f"{prefix}.self_attn.o_proj"),
         bias=torch.cat(biases) if biases else None,
         head_norms=norms,

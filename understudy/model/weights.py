@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -192,10 +192,10 @@ def canonical_tensors(
     family = family_named(config.family)
     for spelled, tensor in tensors.items():
         name = family.canonical(spelled)
-        stacked = STACKED_PATTERN.fullmatch(name)
-        if stacked and isinstance(tensor, Tensor) and tensor.dim() == 3:
+        stacked, value = STACKED_PATTERN.fullmatch(name), cast("object", tensor)
+        if stacked and isinstance(value, Tensor) and value.dim() == 3:
             prefix, part = stacked.groups()
-            for expert_id, expert in enumerate(tensor.unbind(0)):
+            for expert_id, expert in enumerate(value.unbind(0)):
                 yield f"{prefix}.{expert_id}.{part}", expert
         elif not name.endswith(RECOMPUTED) and not family.is_ignored(config, name):
             yield name, tensor
