@@ -195,6 +195,12 @@ def whole_model(limits: Bounds, num_rounds: int, row_counts: Sequence[int]) -> l
     return figures
 
 
+def _products(inputs: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
+    for _ in range(LAYERS):
+        for rows, weight in zip(inputs, weights, strict=True):
+            functional.linear(rows, weight)
+
+
 def _over(weights: Sequence[object], call: Callable[..., object]) -> Callable[[], object]:
     turn = itertools.cycle(weights)
     return lambda: call(next(turn))

@@ -31,6 +31,7 @@ from understudy.model.decoder import Compute
 WHOLE: Final = 1 << 20
 """A budget that no prompt exceeds: chunking is off."""
 PROMPT_TOKENS: Final = 2000
+TOKEN_BUDGET: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class Load:
     num_blocks: int = 176
     """Blocks for about ten prefixes, their tails and outputs."""
     max_sequences: int = 16
-    token_budget: int = 256
+    token_budget: int = TOKEN_BUDGET
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ def measure_gaps(model: Model, mixed_budget: int, *, num_running: int, num_quiet
     core, scheduler = make_core(
         model,
         num_blocks=num_blocks,
-        token_budget=max(mixed_budget, Load().token_budget),
+        token_budget=max(mixed_budget, TOKEN_BUDGET),
         mixed_budget=mixed_budget,
         max_sequences=num_running + 1,
     )

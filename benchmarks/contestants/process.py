@@ -17,6 +17,7 @@ class ContestantProcess:
     def __init__(self, command: Sequence[str], num_threads: int) -> None:
         """Raises RuntimeError with its last words where it cannot load its model."""
         environ = {**os.environ, "OMP_NUM_THREADS": str(num_threads)}
+        self._command = " ".join(command)
         self._process = subprocess.Popen(  # noqa: S603 - our own table of commands
             command,
             cwd=ROOT,
@@ -60,6 +61,6 @@ class ContestantProcess:
         line = self._process.stdout.readline()
         if not line:
             code = self._process.wait()
-            raise RuntimeError(f"{self._process.args!r} ended with {code}; it said why above.")
+            raise RuntimeError(f"{self._command} ended with {code}; it said why above.")
         answer: dict[str, float] = json.loads(line)
         return answer

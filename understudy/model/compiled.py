@@ -247,7 +247,7 @@ def _view(plane: Plane, layer: int) -> CacheView:
 def _layer(config: ModelConfig, weights: Weights, index: int, experts: Experts) -> _Layer:
     prefix, _ = layer_prefix(config, index)
     query, key, value = (linear(weights, f"{prefix}.self_attn.{name}_proj") for name in "qkv")
-    biases = [part.bias for part in (query, key, value) if part.bias is not None]
+    biases = [each.bias for each in (query, key, value) if each.bias is not None]
     norms = None
     if config.has_qk_norm:
         of_query, of_key = (

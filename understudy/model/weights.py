@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal, TypeGuard, TypeVar
+from typing import Final, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -181,10 +181,6 @@ def random_weights(config: ModelConfig, seed: int, deviation: float = 0.02) -> d
     }
 
 
-def _holds_every_expert(value: Tensor | Int8Rows) -> TypeGuard[Tensor]:
-    return isinstance(value, Tensor) and value.dim() == 3
-
-
 def canonical_tensors(
     config: ModelConfig, tensors: Mapping[str, Value]
 ) -> Iterator[tuple[str, Value]]:
@@ -196,10 +192,10 @@ def canonical_tensors(
     family = family_named(config.family)
     for spelled, tensor in tensors.items():
         name = family.canonical(spelled)
-        stacked = STACKED_PATTERN.fullmatch(name)
-        if stacked and _holds_every_expert(tensor):
+        stacked, value = STACKED_PATTERN.fullmatch(name), cast("object", tensor)
+        if stacked and isinstance(value, Tensor) and value.dim() == 3:
             prefix, part = stacked.groups()
-            for expert_id, expert in enumerate(tensor.unbind(0)):
+            for expert_id, expert in enumerate(value.unbind(0)):
                 yield f"{prefix}.{expert_id}.{part}", expert
         elif not name.endswith(RECOMPUTED) and not family.is_ignored(config, name):
             yield name, tensor

@@ -119,11 +119,11 @@ def _feed_forward(
     normed: Tensor, weights: Sequence[Tensor], formats: Sequence[int], ffn_size: int, exact: bool
 ) -> Tensor:
     """Return the sum over the shards of a feed-forward, in their order."""
-    partials = [
-        swiglu(normed, gate, up, down, formats[start : start + SHARD_WEIGHTS], ffn_size, exact)
-        for start in range(0, len(weights), SHARD_WEIGHTS)
-        for gate, up, down in (weights[start : start + SHARD_WEIGHTS],)
-    ]
+    partials = []
+    for start in range(0, len(weights), SHARD_WEIGHTS):
+        gate, up, down = weights[start : start + SHARD_WEIGHTS]
+        kinds = formats[start : start + SHARD_WEIGHTS]
+        partials.append(swiglu(normed, gate, up, down, kinds, ffn_size, exact))
     total = partials[0]
     for partial in partials[1:]:
         total = total + partial
