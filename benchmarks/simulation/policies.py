@@ -167,8 +167,9 @@ def understudy(
         trend=point["trend"],
         start_s=start_s,
     )
+    # What takes a start to get back is not given away sooner: the window is not tuned.
     return Understudy(
-        ScalingRules((pool,), max_gpus=max_replicas * 2, down_window_s=point["down_window_s"])
+        ScalingRules((pool,), max_gpus=max_replicas * 2, down_window_s=max(start_s, 60.0))
     )
 
 

@@ -75,7 +75,7 @@ def contenders(objectives: Objectives, setup: Setup) -> list[Contender]:
     """Return all policies; sizes are bounded by the setup."""
     windows = (60.0, 180.0, 300.0)
     most = setup.max_replicas
-    sizes = sorted({max(round(most * share / 40), 1) for share in range(4, 41)})
+    sizes = sorted({max(round(most * share / 40), 1) for share in range(8, 41, 2)})
     return [
         Contender("fixed peak", {"replicas": sizes}, lambda at: Fixed(int(at["replicas"]))),
         Contender(
@@ -106,11 +106,7 @@ def contenders(objectives: Objectives, setup: Setup) -> list[Contender]:
         ),
         Contender(
             "Understudy",
-            {
-                "utilisation": (0.65, 0.7, 0.75, 0.8, 0.85, 0.9),
-                "trend": (0.0, 0.5),
-                "down_window_s": windows,
-            },
+            {"utilisation": (0.65, 0.7, 0.75, 0.8, 0.85, 0.9), "trend": (0.0, 0.5)},
             lambda at: understudy(objectives, setup.start_s, most, at),
         ),
     ]
