@@ -173,12 +173,9 @@ def enter_cluster(state: Path, command: Sequence[str], environ: Mapping[str, str
     target = str(_first_inside(find_cluster(state)))
     layout = Layout(state)
     variables = {**environ, "KUBECONFIG": str(layout.kubeconfig), "CLUSTER_STATE": str(state)}
-    enter = ["nsenter", "--target", target, "--user", "--net", "--mount", "--ipc", "--uts", "--pid"]
-    os.execvpe(
-        "nsenter",
-        [*enter, "--preserve-credentials", f"--wd={Path.cwd()}", "--", *command],
-        variables,
-    )  # noqa: S606
+    kinds = ["--user", "--net", "--mount", "--ipc", "--uts", "--pid", "--preserve-credentials"]
+    enter = ["nsenter", "--target", target, *kinds, f"--wd={Path.cwd()}", "--", *command]
+    os.execvpe(enter[0], enter, variables)  # noqa: S606
 
 
 def _first_inside(pid: int) -> int:

@@ -124,7 +124,7 @@ def test_an_evicted_pod_leaves_only_where_its_budget_allows(kube: Kube) -> None:
 
 
 def test_a_redis_of_the_chart_is_reached_from_other_pods(kube: Kube, state: Path) -> None:
-    command = ["valkey-server", "--save", "", "--dir", "/tmp"]  # noqa: S108
+    command = ["valkey-server", "--save", "", "--dir", "/tmp"]
     main = container(
         image="valkey/valkey:8.1-alpine",
         command=command,
