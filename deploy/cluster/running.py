@@ -102,6 +102,7 @@ def run_cluster(state: Path, command: Sequence[str], environ: Mapping[str, str])
 
 def start_cluster(state: Path, environ: Mapping[str, str]) -> int:
     """Start a cluster that stays; return its process once it is ready."""
+    state.parent.mkdir(parents=True, exist_ok=True)
     with (state.parent / f"{state.name}.log").open("wb") as log:
         process = _started_cluster(state, [], environ, log)
     while not Layout(state).ready.exists():
