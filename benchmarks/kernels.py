@@ -154,12 +154,6 @@ def parts(num_rounds: int) -> list[Figure]:
     ]
 
 
-def _products(inputs: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
-    for _ in range(LAYERS):
-        for rows, weight in zip(inputs, weights, strict=True):
-            functional.linear(rows, weight)
-
-
 def whole_model(limits: Bounds, num_rounds: int, row_counts: Sequence[int]) -> list[Figure]:
     """Measure all layers and the head of a SmolLM2-135M in Q4_1 against float32 products alone."""
     layers, head = model()

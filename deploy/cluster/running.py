@@ -102,6 +102,7 @@ def run_cluster(state: Path, command: Sequence[str], environ: Mapping[str, str])
 
 def start_cluster(state: Path, environ: Mapping[str, str]) -> int:
     """Start a cluster that stays; return its process once it is ready."""
+    state.parent.mkdir(parents=True, exist_ok=True)
     with (state.parent / f"{state.name}.log").open("wb") as log:
         process = _started_cluster(state, [], environ, log)
     while not Layout(state).ready.exists():
@@ -173,12 +174,9 @@ def enter_cluster(state: Path, command: Sequence[str], environ: Mapping[str, str
     target = str(_first_inside(find_cluster(state)))
     layout = Layout(state)
     variables = {**environ, "KUBECONFIG": str(layout.kubeconfig), "CLUSTER_STATE": str(state)}
-    enter = ["nsenter", "--target", target, "--user", "--net", "--mount", "--ipc", "--uts", "--pid"]
-    os.execvpe(  # noqa: S606
-        "nsenter",
-        [*enter, "--preserve-credentials", f"--wd={Path.cwd()}", "--", *command],
-        variables,
-    )
+    kinds = ["--user", "--net", "--mount", "--ipc", "--uts", "--pid", "--preserve-credentials"]
+    enter = ["nsenter", "--target", target, *kinds, f"--wd={Path.cwd()}", "--", *command]
+    os.execvpe(enter[0], enter, variables)  # noqa: S606
 
 
 def _first_inside(pid: int) -> int:

@@ -73,3 +73,10 @@ def test_nothing_outside_can_be_reached() -> None:
     assert "default" not in routes
     names = {line.split(": ")[1].split("@")[0] for line in links.splitlines()}
     assert all(name in ("lo", "cluster0") or name.startswith("pod") for name in names)
+
+
+def test_a_node_that_was_given_up_comes_back(kube: Kube) -> None:
+    lost = {"type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown"}
+    patch = json.dumps({"status": {"conditions": [lost]}})
+    kube.run("patch", "node", "cpu-1", "--subresource=status", "--type=strategic", "--patch", patch)
+    kube.run("wait", "--for=condition=Ready=true", "node/cpu-1", "--timeout=60s")

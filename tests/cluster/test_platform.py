@@ -101,6 +101,7 @@ def test_the_sdk_gets_answers_of_both_models_through_the_service(
     escalated = [decision for decision in decisions if decision.is_escalated]
     assert {decision.pool for decision in decisions} == {"slm", "llm"}
     assert [attempt.pool for attempt in escalated[0].attempts] == ["slm", "llm"]
+    assert all(decision.is_resumable for decision in decisions), "the journal cannot be written"
 
 
 def test_the_openai_client_gets_an_answer_through_the_service(release: Kube, api_key: str) -> None:

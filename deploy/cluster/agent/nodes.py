@@ -138,12 +138,25 @@ async def register(api: Api, node: NodeSpec) -> None:
     except ApiError as error:
         if error.status != CONFLICT:
             raise
+    await _tell_status(api, node)
+
+
+async def _tell_status(api: Api, node: NodeSpec) -> None:
     path = f"/api/v1/nodes/{node.name}/status"
     await api.request("PATCH", path, {"status": node_status(node)}, MERGE)
 
 
+def is_ready(node: Json) -> bool:
+    """Tell whether the API server takes the node for ready."""
+    told = node.get("status", {}).get("conditions", [])
+    return any(one["type"] == "Ready" and one["status"] == "True" for one in told)
+
+
 async def renew_for_ever(api: Api, node: NodeSpec) -> None:
-    """Renew the node's lease; the controllers take a node for dead whose lease runs out."""
+    """Renew the node's lease; the controllers take a node for dead whose lease runs out.
+
+    One that they gave up, because this machine stood still for a while, says that it is back.
+    """
     while True:
         spec = {
             "holderIdentity": node.name,
@@ -154,6 +167,8 @@ async def renew_for_ever(api: Api, node: NodeSpec) -> None:
         # What fails is tried again in the next round, well before the lease runs out.
         with suppress(ApiError, aiohttp.ClientError, TimeoutError):
             await _put_lease(api, lease)
+            if not is_ready(await api.request("GET", f"/api/v1/nodes/{node.name}")):
+                await _tell_status(api, node)
         await asyncio.sleep(RENEW_S)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from deploy.cluster.agent.claims import volume_for
 from deploy.cluster.agent.logs import newest, tail
-from deploy.cluster.agent.nodes import Addresses, node_object, node_status, read_nodes
+from deploy.cluster.agent.nodes import Addresses, is_ready, node_object, node_status, read_nodes
 from deploy.cluster.layout import NODES
 
 
@@ -54,3 +54,9 @@ def test_the_tail_is_whole_lines() -> None:
     assert tail(b"1\n", 5) == b"1\n"
     assert tail(b"1\n2\n", 0) == b""
     assert tail(b"1\n2\n", None) == b"1\n2\n"
+
+
+def test_a_node_is_ready_only_where_it_says_so() -> None:
+    assert is_ready({"status": node_status(read_nodes(NODES)[0])})
+    assert not is_ready({"status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}})
+    assert not is_ready({})
