@@ -1,5 +1,6 @@
 """An expert worker behind which Triton computes, dies and comes back; no step fails meanwhile."""
 
+import math
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -88,7 +89,7 @@ def test_a_server_that_dies_and_a_stub_that_dies_fail_no_step(
 
     def check_steps(first: int) -> None:
         for step in range(first, first + NUM_STEPS):
-            experts.begin_step(step, [])
+            experts.begin_step(step, [], math.inf)
             tokens = torch.arange(1 + 40 * (step % 3)) * 7 % CONFIG.vocab_size
             remote, local = (forward(packaged, used, tokens) for used in (experts, None))
             torch.testing.assert_close(remote, local, rtol=1e-5, atol=1e-5)
