@@ -28,6 +28,7 @@ WATCH_S: Final = 240
 REQUEST_TIMEOUT_S: Final = 10.0
 _GONE: Final = 410
 _OK: Final = 200
+_OTHERWISE: Final = "list the peers as host:port"
 
 
 class KubernetesApi:
@@ -83,7 +84,7 @@ class KubernetesApi:
             raise Unavailable("The connection to the API server is closed.")
         if self._discovery is None:
             make_client, make_api = await asyncio.to_thread(_load)
-            self._client = make_client(self._configuration or await _configuration())
+            self._client = make_client(self._configuration or await find_configuration(_OTHERWISE))
             self._discovery = make_api(self._client)
         return self._discovery
 
@@ -99,7 +100,11 @@ def _load() -> "tuple[type[ApiClient], type[DiscoveryV1Api]]":
     return client.ApiClient, client.DiscoveryV1Api
 
 
-async def _configuration() -> "Configuration":
+async def find_configuration(otherwise: str) -> "Configuration":
+    """Return how to reach the API server: the pod's service account, else the kubeconfig file.
+
+    Raises FailedPrecondition that ends with `otherwise`, what to do where neither is.
+    """
     from kubernetes.aio import client, config
 
     configuration = client.Configuration()
@@ -111,7 +116,7 @@ async def _configuration() -> "Configuration":
     except (config.ConfigException, OSError) as error:
         raise FailedPrecondition(
             f"No Kubernetes API server is known ({error}); run in a pod with a service account, "
-            "provide a kubeconfig, or list the peers as host:port."
+            f"provide a kubeconfig, or {otherwise}."
         ) from error
     return configuration
 

@@ -18,7 +18,8 @@ from services.controller.cluster import (
     Scale,
     Workload,
 )
-from understudy.errors import FailedPrecondition, NotFound, Unavailable
+from understudy.discovery.kubernetes_api import find_configuration
+from understudy.errors import NotFound, Unavailable
 
 if TYPE_CHECKING:
     from kubernetes.aio.client import ApiClient, Configuration
@@ -32,6 +33,7 @@ PAGE: Final = 500
 _CONFLICTS: Final = frozenset({409, 412})
 _NOT_FOUND: Final = 404
 _OK: Final = frozenset({200, 201})
+_OTHERWISE: Final = "leave UNDERSTUDY_SCALING_RULES empty"
 
 Json = Mapping[str, object]
 
@@ -176,7 +178,7 @@ class KubernetesCluster:
         if self._client is None:
             from kubernetes.aio.client import ApiClient
 
-            self._client = ApiClient(self._configuration or await _configuration())
+            self._client = ApiClient(self._configuration or await find_configuration(_OTHERWISE))
         return self._client
 
     def _core(self, *parts: str) -> str:
@@ -203,23 +205,6 @@ def _answer(method: str, path: str, status: int, text: bytes) -> Json:
     if status in _CONFLICTS:
         raise Conflict(said)
     raise NotFound(said) if status == _NOT_FOUND else Unavailable(said)
-
-
-async def _configuration() -> "Configuration":
-    from kubernetes.aio import client, config
-
-    configuration = client.Configuration()
-    try:
-        try:
-            config.load_incluster_config(client_configuration=configuration)
-        except config.ConfigException:
-            await config.load_kube_config(client_configuration=configuration)
-    except (config.ConfigException, OSError) as error:
-        raise FailedPrecondition(
-            f"No Kubernetes API server is known ({error}); run in a pod with a service account, "
-            "provide a kubeconfig, or leave UNDERSTUDY_CONTROLLER_SCALING empty."
-        ) from error
-    return configuration
 
 
 def _object(found: Json, key: str) -> Json:
