@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from deploy.telemetry.build_prometheus import TOOLS, VERSION, cache_folder, find_tool, main
+from deploy.cluster.tools import binaries_folder
+from deploy.telemetry.build_prometheus import PROMETHEUS, TOOLS, find_tool, main
 
 Program = Callable[[str, str], Path]
-BUILDS = (
+KNOWS_ITS_VERSION = 'if [ "$1" = env ]; then echo go1.26.0; exit 0; fi\n'
+BUILDS = KNOWS_ITS_VERSION + (
     'PATH=/usr/bin:/bin; [ "$1" = build ] || { cp go.mod "$HOME/seen.mod"; exit 0; }\n'
     'while [ "$1" != -o ]; do shift; done; echo built > "$2"'
 )
@@ -44,11 +46,13 @@ def test_the_pinned_tools_are_built_once_and_found_again(
     lines: list[str] = []
     go = program("go", BUILDS)
     assert main(environ, lines.append) == 0
-    assert sorted(path.name for path in cache_folder(environ).iterdir()) == sorted(TOOLS)
-    assert VERSION in (tmp_path / "seen.mod").read_text()
+    assert sorted(path.name for path in binaries_folder(PROMETHEUS, environ).iterdir()) == sorted(
+        TOOLS
+    )
+    assert PROMETHEUS.version in (tmp_path / "seen.mod").read_text()
     go.unlink()
     assert main(environ, lines.append) == 0
-    assert find_tool("promtool", environ) == cache_folder(environ) / "promtool"
+    assert find_tool("promtool", environ) == binaries_folder(PROMETHEUS, environ) / "promtool"
 
 
 def test_tools_on_the_path_are_taken_where_none_was_built(
@@ -68,7 +72,7 @@ def test_without_go_it_says_what_is_needed(environ: dict[str, str]) -> None:
 
 def test_a_build_that_breaks_leaves_nothing(program: Program, environ: dict[str, str]) -> None:
     lines: list[str] = []
-    program("go", "exit 3")
+    program("go", KNOWS_ITS_VERSION + "exit 3")
     assert main(environ, lines.append) == 1
     assert "not built" in lines[-1]
-    assert list(cache_folder(environ).iterdir()) == []
+    assert list(binaries_folder(PROMETHEUS, environ).parent.iterdir()) == []
