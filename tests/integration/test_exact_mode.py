@@ -6,15 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from services.attention.core import EngineCore
 from services.attention.runner import ModelRunner
 from services.attention.sequence import DecodingParams, Priority, Submission
 from tests.unit.attention.parts import ROOT, make_core, make_scheduler, submission
 from tests.unit.model.configs import ALL
-from understudy.model.adapter import Adapter, new_adapter
-from understudy.model.config import ModelConfig
+from tests.unit.model.conftest import trained_adapter
 from understudy.model.decoder import Compute, make_decoder, prepare_adapter
 from understudy.model.kv_planes import DTYPES
 from understudy.model.paged import PagedKv
@@ -25,16 +23,6 @@ NUM_REQUESTS = 64
 BLOCK_SIZE = 4
 NUM_BLOCKS = 160
 """Fewer than all requests at once would need, so that some are preempted and recomputed."""
-
-
-def adapter(config: ModelConfig) -> Adapter:
-    fresh = new_adapter(config, name="a", rank=3, alpha=6, base_digest="b", seed=1)
-    generator = torch.Generator().manual_seed(2)
-    tensors = {
-        key: value if key.endswith("down") else torch.randn(value.shape, generator=generator)
-        for key, value in fresh.tensors.items()
-    }
-    return replace(fresh, tensors=tensors)
 
 
 def requests() -> list[Submission]:
@@ -68,7 +56,7 @@ def requests() -> list[Submission]:
 def engine(loaded: LoadedModel, kv_dtype: str, token_budget: int) -> EngineCore:
     decoder = make_decoder(loaded.config, loaded.stored, None, loaded.compute)
     kv = PagedKv(loaded.config, NUM_BLOCKS, BLOCK_SIZE, DTYPES[kv_dtype])
-    adapters = {"a": prepare_adapter(adapter(loaded.config), loaded.compute)}
+    adapters = {"a": prepare_adapter(trained_adapter(loaded.config), loaded.compute)}
     scheduler = make_scheduler(
         NUM_BLOCKS,
         BLOCK_SIZE,

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from understudy.model.adapter import Adapter, new_adapter
 from understudy.model.attention import PackedCausal
 from understudy.model.config import ModelConfig
 from understudy.model.transformer import Transformer
@@ -74,3 +75,14 @@ def dense() -> Tiny:
 @pytest.fixture
 def mixture() -> Tiny:
     return Tiny(MIXTURE, random_weights(MIXTURE, seed=7, deviation=0.3))
+
+
+def trained_adapter(config: ModelConfig) -> Adapter:
+    """An adapter that changes something: the halves that start at zero are random."""
+    fresh = new_adapter(config, name="a", rank=3, alpha=6, base_digest="b", seed=1)
+    generator = torch.Generator().manual_seed(2)
+    tensors = {
+        key: value if key.endswith("down") else torch.randn(value.shape, generator=generator)
+        for key, value in fresh.tensors.items()
+    }
+    return replace(fresh, tensors=tensors)

@@ -1,7 +1,7 @@
 """The compiled forward pass against plain torch, and against itself placed otherwise."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from tests.unit.model.configs import ALL
-from tests.unit.model.conftest import DENSE, assert_near
+from tests.unit.model.conftest import DENSE, assert_near, trained_adapter
 from understudy.errors import Internal
-from understudy.model.adapter import Adapter, AdapterBatch, new_adapter
+from understudy.model.adapter import Adapter, AdapterBatch
 from understudy.model.compiled import CompiledDecoder, is_compilable
 from understudy.model.config import ModelConfig
 from understudy.model.decoder import Compute, Decoder, make_decoder, prepare_adapter
@@ -166,7 +166,7 @@ def test_an_adapter_changes_its_own_rows_and_no_bit_of_others(
 ) -> None:
     loaded = _loaded(DENSE, tmp_path, compute)
     decoder = _decoder(loaded)
-    adapter = prepare_adapter(_adapter(DENSE), compute)
+    adapter = prepare_adapter(trained_adapter(DENSE), compute)
     alone = [
         _advance(decoder, _kv(DENSE), [(which, 0, LENGTHS[which])], [owner])[0]
         for which, owner in enumerate((adapter, None, adapter))
@@ -182,7 +182,7 @@ def test_an_adapter_changes_its_own_rows_and_no_bit_of_others(
 
 
 def test_an_adapter_gives_what_it_gives_in_plain_torch(tmp_path: Path) -> None:
-    adapter = _adapter(DENSE)
+    adapter = trained_adapter(DENSE)
     parts = [(which, 0, length) for which, length in enumerate(LENGTHS)]
     ours, theirs = (
         _advance(
@@ -230,13 +230,3 @@ def test_a_table_too_short_for_its_tokens_is_a_bug(tmp_path: Path) -> None:
 
 def test_without_kernels_the_reference_is_made(tmp_path: Path) -> None:
     assert isinstance(_decoder(_loaded(DENSE, tmp_path, "reference")), Transformer)
-
-
-def _adapter(config: ModelConfig) -> Adapter:
-    fresh = new_adapter(config, name="a", rank=3, alpha=6, base_digest="b", seed=1)
-    generator = torch.Generator().manual_seed(2)
-    tensors = {
-        key: value if key.endswith("down") else torch.randn(value.shape, generator=generator)
-        for key, value in fresh.tensors.items()
-    }
-    return replace(fresh, tensors=tensors)
