@@ -31,6 +31,12 @@ def external(helm: Helm) -> list[Manifest]:
     return helm.render([CHART / "ci" / "external-values.yaml"])
 
 
+@pytest.fixture(scope="session")
+def scaled(helm: Helm) -> list[Manifest]:
+    """The chart with the LLM pool sized by the controller."""
+    return helm.render([CHART / "ci" / "scaled-values.yaml"])
+
+
 @pytest.fixture(scope="session", params=["defaults", *(preset.stem for preset in PRESETS)])
 def manifests(helm: Helm, request: pytest.FixtureRequest) -> list[Manifest]:
     """The chart as it renders with each set of values in ci/, and without any."""

@@ -11,6 +11,8 @@ import yaml
 
 CHART: Final = Path(__file__).resolve().parents[2] / "charts" / "understudy"
 PRESETS: Final = tuple(sorted((CHART / "ci").glob("*-values.yaml")))
+RELEASE: Final = "demo"
+NAMESPACE: Final = "stage"
 WORKLOADS: Final = ("Deployment", "StatefulSet")
 
 Manifest = dict[str, Any]
@@ -22,7 +24,7 @@ class RenderError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Helm:
-    """Renders the chart with one Helm binary."""
+    """Renders the chart with one Helm binary, as one release in one namespace."""
 
     binary: Path
 
@@ -38,12 +40,12 @@ class Helm:
     def render(
         self, files: Sequence[Path] = (), values: Mapping[str, object] | None = None
     ) -> list[Manifest]:
-        """Render the chart as release `demo` with values files and further `a.b` values."""
+        """Render the chart with values files and further `a.b` values."""
         flags = [flag for file in files for flag in ("--values", str(file))]
         flags += [
             f"--set-json={path}={json.dumps(value)}" for path, value in (values or {}).items()
         ]
-        text = self.run("template", "demo", str(CHART), "--namespace", "stage", *flags)
+        text = self.run("template", RELEASE, str(CHART), "--namespace", NAMESPACE, *flags)
         return [manifest for manifest in yaml.load_all(text, yaml.CSafeLoader) if manifest]
 
 
@@ -79,5 +81,15 @@ def service_containers(manifests: Sequence[Manifest]) -> Iterator[Manifest]:
 
 
 def environment_of(container: Manifest) -> dict[str, str]:
-    """Return a container's variables; a reference to a Secret reads as a placeholder URL."""
-    return {entry["name"]: entry.get("value", "redis://secret:6379") for entry in container["env"]}
+    """Return a container's variables; a reference reads as what it would lead to."""
+    return {
+        entry["name"]: entry["value"] if "value" in entry else _referred(entry["valueFrom"])
+        for entry in container["env"]
+    }
+
+
+def _referred(source: Manifest) -> str:
+    if source == {"fieldRef": {"fieldPath": "metadata.namespace"}}:
+        return NAMESPACE
+    assert source.keys() == {"secretKeyRef"}
+    return "redis://secret:6379"

@@ -45,14 +45,45 @@ def test_containers_have_no_capability_and_a_read_only_root(manifests: list[Mani
             }
 
 
-def test_pods_get_neither_an_api_token_nor_the_names_of_other_services(
+def test_no_account_mounts_its_token_by_itself_and_no_pod_gets_names_of_services(
     manifests: list[Manifest],
 ) -> None:
-    for pod in map(pod_of, workloads(manifests)):
-        assert pod["automountServiceAccountToken"] is False
-        assert pod["enableServiceLinks"] is False
     accounts = [one for one in manifests if one["kind"] == "ServiceAccount"]
-    assert [account["automountServiceAccountToken"] for account in accounts] == [False]
+    assert accounts
+    assert not any(account["automountServiceAccountToken"] for account in accounts)
+    names = {account["metadata"]["name"] for account in accounts}
+    for pod in map(pod_of, workloads(manifests)):
+        assert pod["serviceAccountName"] in names
+        assert pod["enableServiceLinks"] is False
+
+
+def test_without_scaling_no_pod_has_a_token_and_no_right_is_granted(
+    defaults: list[Manifest],
+) -> None:
+    assert not any(pod["automountServiceAccountToken"] for pod in map(pod_of, workloads(defaults)))
+    assert not [one for one in defaults if "rbac" in one["apiVersion"]]
+
+
+def test_with_scaling_the_controller_alone_has_a_token_and_its_account_alone_a_right(
+    scaled: list[Manifest],
+) -> None:
+    holders = [
+        workload["metadata"]["name"]
+        for workload in workloads(scaled)
+        if pod_of(workload)["automountServiceAccountToken"]
+    ]
+    assert holders == ["demo-understudy-controller"]
+    accounts = {
+        workload["metadata"]["name"]: pod_of(workload)["serviceAccountName"]
+        for workload in workloads(scaled)
+    }
+    shared = accounts.pop("demo-understudy-controller")
+    assert shared not in accounts.values()
+    [binding] = [one for one in scaled if one["kind"] == "RoleBinding"]
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": shared, "namespace": "stage"}]
+    [role] = [one for one in scaled if one["kind"] == "Role"]
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    assert not [one for one in scaled if one["kind"].startswith("Cluster")]
 
 
 def test_every_container_states_what_it_needs_and_a_memory_limit(

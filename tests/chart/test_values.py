@@ -23,6 +23,8 @@ TYPOS: Final = (
     "redis.kv.url",
     "redis.control.persistance",
     "distiller.persistence.sise",
+    "scaling.enable",
+    "scaling.settings.interval",
 )
 WRONG: Final[tuple[tuple[str, object], ...]] = (
     ("router.replicas", "two"),
@@ -37,6 +39,11 @@ WRONG: Final[tuple[tuple[str, object], ...]] = (
     ("pools", [{"name": "LLM", "modelName": "m", "model": "smollm2", "ffn": "fused"}]),
     ("pools", [{"name": "llm", "modelName": "m", "model": "smollm2", "ffn": "both"}]),
     ("pools", [{"name": "llm", "modelName": "m", "model": "m", "ffn": "fused", "atention": {}}]),
+    ("scaling.pools", []),
+    ("scaling.pools", [{"name": "llm", "attention": {"minReplica": 1}}]),
+    ("scaling.pools", [{"name": "llm", "attention": {"minReplicas": 0}}]),
+    ("scaling.pools", [{"name": "llm", "utilisation": 2}]),
+    ("scaling.maxGpus", -1),
 )
 
 
@@ -100,6 +107,12 @@ BUILT_IN: Final[Mapping[str, object]] = {
     "redis.image.tag": "marker11",
     "redis.kv.maxMemory": "12mb",
     "redis.control.maxMemory": "13mb",
+    "scaling.enabled": True,
+    "scaling.dryRun": True,
+    "scaling.settings.intervalS": 351.5,
+    "scaling.settings.readTimeoutS": 34.5,
+    "scaling.settings.unschedulableAfterS": 3521,
+    "scaling.pools": [{"name": "llm", "ttftS": 24680}],
 }
 EXTERNAL: Final[Mapping[str, object]] = {
     "image.digest": f"sha256:{'1' * 64}",
@@ -141,7 +154,7 @@ def _marker(ordinal: int, path: str, default: object) -> object:
 def _marks(value: object) -> str:
     """What must be found in the manifests for a value to have reached them."""
     if isinstance(value, list):
-        return str(next(iter(value[0].values())))
+        return str(list(value[0].values())[-1 if "ttftS" in value[0] else 0])
     if isinstance(value, dict):
         first = next(iter(value.items()))
         return str(first[1]["cpu"] if first[0] == "requests" else first[0])

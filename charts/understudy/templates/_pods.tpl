@@ -15,11 +15,12 @@ capabilities:
   drop: [ALL]
 {{- end -}}
 
-{{/* What every pod has. Takes root, placement (values with nodeSelector and tolerations) and user.
-The grace period covers preStop, the drain and a margin to exit. */}}
+{{/* What every pod has. Takes root, placement (values with nodeSelector and tolerations) and user;
+optionally account, the name of a ServiceAccount whose token is mounted. The grace period covers
+preStop, the drain and a margin to exit. */}}
 {{- define "understudy.pod" -}}
-serviceAccountName: {{ include "understudy.fullname" .root }}
-automountServiceAccountToken: false
+serviceAccountName: {{ .account | default (include "understudy.fullname" .root) }}
+automountServiceAccountToken: {{ .account | empty | not }}
 enableServiceLinks: false
 terminationGracePeriodSeconds: {{ add .root.Values.serving.preStopS .root.Values.serving.drainGraceS 10 }}
 securityContext:
@@ -57,7 +58,7 @@ UNDERSTUDY_SERVING_DRAIN_GRACE_S. Numbers arrive as floats from YAML and leave w
 
 {{/* A container of an Understudy service. Takes root, service, settings (all of its fields),
 resources, port, metricsPort; optionally portName, metricsPortName, ports and mounts (further ones, as
-YAML), maxConnectionAgeS and isSidecar. */}}
+YAML), maxConnectionAgeS, isSidecar and scaling (all settings of scaling). */}}
 {{- define "understudy.container" -}}
 {{- $serving := .root.Values.serving -}}
 - name: {{ .service }}
@@ -77,6 +78,9 @@ YAML), maxConnectionAgeS and isSidecar. */}}
           "maxConnectionAgeS" (.maxConnectionAgeS | default 0)
           "readyFile" "")) | trim | nindent 4 }}
     {{- include "understudy.env" (dict "prefix" (printf "UNDERSTUDY_%s" (upper .service)) "settings" .settings) | trim | nindent 4 }}
+    {{- with .scaling }}
+    {{- include "understudy.env" (dict "prefix" "UNDERSTUDY_SCALING" "settings" .) | trim | nindent 4 }}
+    {{- end }}
   ports:
     - {name: {{ .portName | default "grpc" }}, containerPort: {{ .port }}}
     - {name: {{ .metricsPortName | default "metrics" }}, containerPort: {{ .metricsPort }}}
