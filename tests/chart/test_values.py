@@ -25,6 +25,8 @@ TYPOS: Final = (
     "distiller.persistence.sise",
     "scaling.enable",
     "scaling.settings.interval",
+    "networkPolicy.enable",
+    "networkPolicy.caller",
 )
 WRONG: Final[tuple[tuple[str, object], ...]] = (
     ("router.replicas", "two"),
@@ -107,6 +109,8 @@ BUILT_IN: Final[Mapping[str, object]] = {
     "redis.image.tag": "marker11",
     "redis.kv.maxMemory": "12mb",
     "redis.control.maxMemory": "13mb",
+    "networkPolicy.enabled": True,
+    "networkPolicy.apiServerPorts": [2468],
     "scaling.enabled": True,
     "scaling.dryRun": True,
     "scaling.settings.intervalS": 351.5,
@@ -125,7 +129,10 @@ URLS: Final[Mapping[str, object]] = {
     "redis.kv.externalUrl": "redis://marker17",
     "redis.control.externalUrl": "redis://marker18",
 }
-CONTROL_SECRET: Final[Mapping[str, object]] = {"redis.control.externalSecret": "marker19"}
+CONTROL_SECRET: Final[Mapping[str, object]] = {
+    "redis.control.externalSecret": "marker19",
+    "networkPolicy.externalRedisPort": 2469,
+}
 SPECIAL: Final = frozenset({*BUILT_IN, *EXTERNAL, *URLS, *CONTROL_SECRET, "pools"})
 
 
@@ -140,6 +147,8 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 def _marker(ordinal: int, path: str, default: object) -> object:
     """A value of the default's type that appears nowhere else in the manifests."""
     text = f"marker{ordinal}"
+    if path.startswith("networkPolicy."):
+        return [{"podSelector": {"matchLabels": {text: "true"}}}]
     if path.endswith(".resources"):
         return {"requests": {"cpu": text, "memory": text}, "limits": {"memory": text}}
     if isinstance(default, list):
@@ -153,6 +162,10 @@ def _marker(ordinal: int, path: str, default: object) -> object:
 
 def _marks(value: object) -> str:
     """What must be found in the manifests for a value to have reached them."""
+    if isinstance(value, list) and isinstance(value[0], int):
+        return str(value[0])
+    if isinstance(value, list) and "podSelector" in value[0]:
+        return str(next(iter(value[0]["podSelector"]["matchLabels"])))
     if isinstance(value, list):
         return str(list(value[0].values())[-1 if "ttftS" in value[0] else 0])
     if isinstance(value, dict):
