@@ -53,7 +53,7 @@ def test_without_scaling_the_controller_has_no_rules(defaults: list[Manifest]) -
 def test_the_controller_reads_the_rules_that_the_values_say(scaled: list[Manifest]) -> None:
     plan = _plan(scaled)
     assert plan is not None
-    attention = PartRules(1, 6, cost_per_hour=2.5)
+    attention = PartRules(1, 6, gpus=1, cost_per_hour=2.5)
     experts = PartRules(3, 8, cost_per_hour=2.5)
     llm = PoolRules("llm", attention, experts, ttft_s=1.5, tpot_s=0.1, start_s=240)
     assert plan.rules == ScalingRules((llm,), max_gpus=8, max_cost_per_hour=20.5)

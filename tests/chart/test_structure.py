@@ -22,6 +22,7 @@ MODELS: Final = {
     ("v1", "Service"): client.V1Service,
     ("v1", "ServiceAccount"): client.V1ServiceAccount,
     ("networking.k8s.io/v1", "NetworkPolicy"): client.V1NetworkPolicy,
+    ("policy/v1", "PodDisruptionBudget"): client.V1PodDisruptionBudget,
     ("rbac.authorization.k8s.io/v1", "Role"): client.V1Role,
     ("rbac.authorization.k8s.io/v1", "RoleBinding"): client.V1RoleBinding,
     ("apps/v1", "Deployment"): client.V1Deployment,

@@ -26,6 +26,8 @@ TYPOS: Final = (
     "scaling.enable",
     "scaling.settings.interval",
     "networkPolicy.enable",
+    "experts.gpu",
+    "router.priorityClass",
     "networkPolicy.caller",
 )
 WRONG: Final[tuple[tuple[str, object], ...]] = (
@@ -109,6 +111,13 @@ BUILT_IN: Final[Mapping[str, object]] = {
     "redis.image.tag": "marker11",
     "redis.kv.maxMemory": "12mb",
     "redis.control.maxMemory": "13mb",
+    "attention.gpus": 61,
+    "attention.resourceClaims": [{"name": "marker20"}],
+    "experts.gpus": 62,
+    "gpuResource": "marker21/gpu",
+    "topologySpread": [
+        {"topologyKey": "marker22", "maxSkew": 1, "whenUnsatisfiable": "DoNotSchedule"}
+    ],
     "networkPolicy.enabled": True,
     "networkPolicy.apiServerPorts": [2468],
     "scaling.enabled": True,
@@ -132,6 +141,7 @@ URLS: Final[Mapping[str, object]] = {
 CONTROL_SECRET: Final[Mapping[str, object]] = {
     "redis.control.externalSecret": "marker19",
     "networkPolicy.externalRedisPort": 2469,
+    "experts.resourceClaims": [{"name": "marker23"}],
 }
 SPECIAL: Final = frozenset({*BUILT_IN, *EXTERNAL, *URLS, *CONTROL_SECRET, "pools"})
 

@@ -16,7 +16,8 @@ capabilities:
 {{- end -}}
 
 {{/* What every pod has. Takes root, placement (values with nodeSelector and tolerations) and user;
-optionally account, the name of a ServiceAccount whose token is mounted. The grace period covers
+optionally account, the name of a ServiceAccount whose token is mounted, and spread, the labels (as
+understudy.selector takes them) of the pods that this one keeps away from. The grace period covers
 preStop, the drain and a margin to exit. */}}
 {{- define "understudy.pod" -}}
 serviceAccountName: {{ .account | default (include "understudy.fullname" .root) }}
@@ -37,6 +38,40 @@ nodeSelector:
 tolerations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
+{{- with .placement.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .placement.resourceClaims }}
+resourceClaims:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- if .spread }}
+{{- range $index, $constraint := .root.Values.topologySpread }}
+{{- if eq $index 0 }}
+topologySpreadConstraints:
+{{- end }}
+  - {{ toYaml $constraint | nindent 4 | trim }}
+    labelSelector:
+      matchLabels:
+        {{- include "understudy.selector" $.spread | nindent 8 }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* Compute resources of a worker, with its GPUs or the devices it claims. Takes root and part (values
+with resources, gpus and resourceClaims). */}}
+{{- define "understudy.workerResources" -}}
+{{- $resources := deepCopy .part.resources -}}
+{{- if .part.resourceClaims -}}
+{{- $claims := list -}}
+{{- range .part.resourceClaims }}{{ $claims = append $claims (dict "name" .name) }}{{ end -}}
+{{- $_ := set $resources "claims" $claims -}}
+{{- else if .part.gpus -}}
+{{- $limits := $resources.limits | default dict -}}
+{{- $_ := set $limits .root.Values.gpuResource (int .part.gpus | toString) -}}
+{{- $_ := set $resources "limits" $limits -}}
+{{- end -}}
+{{- toYaml $resources -}}
 {{- end -}}
 
 {{/* Settings as environment variables: key `drainGraceS` under prefix UNDERSTUDY_SERVING becomes

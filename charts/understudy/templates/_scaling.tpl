@@ -57,6 +57,7 @@ pool (merged) and part. */}}
       "workload" (include "understudy.workload" .)
       "min_replicas" (int $bounds.minReplicas)
       "max_replicas" (int $bounds.maxReplicas)
+      "gpus" (int (index .pool .part).gpus)
       "cost_per_hour" $bounds.costPerHour | toYaml -}}
 {{- end -}}
 
