@@ -53,7 +53,7 @@ def test_the_key_in_the_last_line_is_read_from_the_secret_of_the_chart(
     helm: Helm, noted_chart: Path, defaults: list[Manifest]
 ) -> None:
     [line] = [line for line in _notes(helm, noted_chart) if "KEY=" in line]
-    [secret] = [one for one in defaults if one["kind"] == "Secret"]
+    secret = named(defaults, "Secret", "demo-understudy-keys")
     assert f"get secret {secret['metadata']['name']} " in line
     assert "{.data.api-key}" in line
     assert "api-key" in secret["data"]

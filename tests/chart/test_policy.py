@@ -1,5 +1,8 @@
 """Every pod satisfies the Pod Security Standard `restricted`, and the chart's stricter ones."""
 
+import base64
+import json
+import re
 from typing import Final
 
 from tests.chart.manifests import Manifest, containers_of, pod_of, workloads
@@ -108,7 +111,16 @@ def test_the_grace_period_is_longer_than_the_drain(manifests: list[Manifest]) ->
             assert pod["terminationGracePeriodSeconds"] > needed_s
 
 
-def test_no_secret_stands_in_a_pod(manifests: list[Manifest]) -> None:
+def test_no_secret_stands_outside_of_secrets(manifests: list[Manifest]) -> None:
+    secrets = [one for one in manifests if one["kind"] == "Secret"]
+    values = [base64.b64decode(text).decode() for one in secrets for text in one["data"].values()]
+    passwords = [value for value in values if re.fullmatch(r"[0-9A-Za-z]{40,}", value)]
+    assert bool(passwords) == bool(secrets)
+    text = json.dumps([one for one in manifests if one["kind"] != "Secret"])
+    assert not any(value in text for value in (*values, *passwords))
+
+
+def test_no_pod_names_a_password(manifests: list[Manifest]) -> None:
     for pod in map(pod_of, workloads(manifests)):
         for container in containers_of(pod):
             for entry in container.get("env", []):

@@ -21,6 +21,7 @@ TYPOS: Final = (
     "experts.settings.credit",
     "kvstore.settings.bytes",
     "redis.kv.url",
+    "redis.password",
     "redis.control.persistance",
     "distiller.persistence.sise",
     "scaling.enable",
@@ -133,6 +134,7 @@ EXTERNAL: Final[Mapping[str, object]] = {
     "router.keysSecret": "marker14",
     "distiller.persistence.existingClaim": "marker15",
     "redis.kv.externalSecret": "marker16",
+    "redis.usersSecret": "marker24",
 }
 URLS: Final[Mapping[str, object]] = {
     "redis.kv.externalUrl": "redis://marker17",

@@ -61,6 +61,17 @@ callers reach every worker. Takes root, pool, part and replicas. */}}
 {{- define "understudy.kvstorePort" -}}9001{{- end -}}
 {{- define "understudy.kvstoreMetricsPort" -}}9465{{- end -}}
 
+{{/* Secret with the URLs and users of the built-in Redis servers: the chart's own or one of yours. */}}
+{{- define "understudy.redisSecret" -}}
+{{- .Values.redis.usersSecret | default (printf "%s-redis" (include "understudy.fullname" .)) -}}
+{{- end -}}
+
+{{/* Not empty where the chart starts the Redis of a role. Takes root and role. */}}
+{{- define "understudy.isRedisBuiltIn" -}}
+{{- $redis := index .root.Values.redis .role -}}
+{{- if not (or $redis.externalUrl $redis.externalSecret) }}true{{ end -}}
+{{- end -}}
+
 {{/* Secret with the API keys of the router: the chart's own or one of yours. */}}
 {{- define "understudy.keysSecret" -}}
 {{- .Values.router.keysSecret | default (printf "%s-keys" (include "understudy.fullname" .)) -}}

@@ -31,7 +31,7 @@ url: {secretKeyRef: {name: {{ $redis.externalSecret }}, key: url}}
 {{- else if $redis.externalUrl -}}
 url: {{ $redis.externalUrl | quote }}
 {{- else -}}
-url: redis://{{ include "understudy.fullname" .root }}-redis-{{ .role }}:6379/0
+url: {secretKeyRef: {name: {{ include "understudy.redisSecret" .root }}, key: {{ .role }}-url}}
 {{- end -}}
 {{- end -}}
 
