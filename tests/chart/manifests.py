@@ -67,6 +67,12 @@ def pod_of(workload: Manifest) -> Manifest:
     return spec
 
 
+def all_pods(manifests: Sequence[Manifest]) -> list[Manifest]:
+    """Return the specs of all pods, that of `helm test` included."""
+    bare = [manifest["spec"] for manifest in manifests if manifest["kind"] == "Pod"]
+    return [*map(pod_of, workloads(manifests)), *bare]
+
+
 def containers_of(pod: Manifest) -> list[Manifest]:
     """Return all containers of a pod, init containers included."""
     return [*pod.get("initContainers", []), *pod["containers"]]

@@ -27,7 +27,7 @@ class Pod:
 
 
 def pods_of(manifests: Sequence[Manifest]) -> list[Pod]:
-    """Return a pod of every workload."""
+    """Return a pod of every workload, which is all but that of `helm test`."""
     found = []
     for workload in workloads(manifests):
         labels = workload["spec"]["template"]["metadata"]["labels"]

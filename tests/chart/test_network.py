@@ -131,6 +131,20 @@ def test_only_callers_that_are_named_reach_the_routers(everything: list[Manifest
     assert not any(network.is_open(one, router, 8080) for one in (STRANGER, NEIGHBOUR, INTERNET))
 
 
+def test_the_pod_of_helm_test_reaches_the_routers_and_nothing_else(
+    everything: list[Manifest],
+) -> None:
+    [labels] = [one["metadata"]["labels"] for one in everything if one["kind"] == "Pod"]
+    network, tester = Network.of(everything), Pod("test", labels=labels)
+    reached = {
+        (service, port)
+        for target, service, port in listeners([*pods_of(everything), API_SERVER, COLLECTOR])
+        if network.is_open(tester, target, port)
+    }
+    assert reached == {("router", 9000)}
+    assert network.lets_out(tester, DNS, 53, "UDP")
+
+
 def test_the_kvstore_is_reached_inside_of_its_pod_only(everything: list[Manifest]) -> None:
     network, pods = Network.of(everything), pods_of(everything)
     served = [(pod, port) for pod, service, port in listeners(pods) if service == "kvstore"]

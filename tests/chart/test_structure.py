@@ -18,6 +18,7 @@ from tests.chart.manifests import (
 
 MODELS: Final = {
     ("v1", "PersistentVolumeClaim"): client.V1PersistentVolumeClaim,
+    ("v1", "Pod"): client.V1Pod,
     ("v1", "Secret"): client.V1Secret,
     ("v1", "Service"): client.V1Service,
     ("v1", "ServiceAccount"): client.V1ServiceAccount,
