@@ -37,6 +37,12 @@ def scaled(helm: Helm) -> list[Manifest]:
     return helm.render([CHART / "ci" / "scaled-values.yaml"])
 
 
+@pytest.fixture(scope="session")
+def watched(helm: Helm) -> list[Manifest]:
+    """The chart with everything that watches, and a collector."""
+    return helm.render([CHART / "ci" / "watched-values.yaml"])
+
+
 @pytest.fixture(scope="session", params=["defaults", *(preset.stem for preset in PRESETS)])
 def manifests(helm: Helm, request: pytest.FixtureRequest) -> list[Manifest]:
     """The chart as it renders with each set of values in ci/, and without any."""

@@ -113,6 +113,23 @@ def test_without_scaling_and_traces_their_edges_are_closed(
     assert found == declared - closed
 
 
+def test_a_collector_of_the_chart_takes_spans_and_hands_them_on(
+    watched: list[Manifest], declared: frozenset[Edge]
+) -> None:
+    network, pods = Network.of(watched), pods_of(watched)
+    [collector] = [pod for pod in pods if _component(pod) == "collector"]
+    senders = {
+        _component(pod)
+        for pod in pods
+        if pod != collector and network.is_open(pod, collector, 4317)
+    }
+    assert senders == {source for source, target in declared if target == "collector"}
+    assert not any(network.is_open(one, collector, 4317) for one in (CALLER, NEIGHBOUR, PROMETHEUS))
+    assert [port for port in (80, 4317) if network.lets_out(collector, INTERNET, port)] == [4317]
+    reached = [one for one in pods if one != collector and network.lets_out(collector, one, 9000)]
+    assert not reached
+
+
 def test_strangers_reach_the_routers_and_nothing_else(defaults: list[Manifest]) -> None:
     network = Network.of(defaults)
     for stranger in (STRANGER, NEIGHBOUR, INTERNET):

@@ -27,6 +27,8 @@ TYPOS: Final = (
     "scaling.enable",
     "scaling.settings.interval",
     "networkPolicy.enable",
+    "telemetry.podMonitors.intervall",
+    "telemetry.collector.endpoint",
     "experts.gpu",
     "router.priorityClass",
     "networkPolicy.caller",
@@ -49,6 +51,8 @@ WRONG: Final[tuple[tuple[str, object], ...]] = (
     ("scaling.pools", [{"name": "llm", "attention": {"minReplicas": 0}}]),
     ("scaling.pools", [{"name": "llm", "utilisation": 2}]),
     ("scaling.maxGpus", -1),
+    ("telemetry.collector.exportEndpoint", "http://tempo:4317"),
+    ("telemetry.podMonitors.interval", "often"),
 )
 
 
@@ -119,6 +123,10 @@ BUILT_IN: Final[Mapping[str, object]] = {
     "topologySpread": [
         {"topologyKey": "marker22", "maxSkew": 1, "whenUnsatisfiable": "DoNotSchedule"}
     ],
+    "telemetry.podMonitors.enabled": True,
+    "telemetry.podMonitors.interval": "2467s",
+    "telemetry.rules.enabled": True,
+    "telemetry.dashboards.enabled": True,
     "networkPolicy.enabled": True,
     "networkPolicy.apiServerPorts": [2468],
     "scaling.enabled": True,
@@ -128,7 +136,13 @@ BUILT_IN: Final[Mapping[str, object]] = {
     "scaling.settings.unschedulableAfterS": 3521,
     "scaling.pools": [{"name": "llm", "ttftS": 24680}],
 }
+COLLECTOR: Final[Mapping[str, object]] = {
+    "telemetry.collector.enabled": True,
+    "telemetry.collector.exportEndpoint": "marker25:4317",
+}
 EXTERNAL: Final[Mapping[str, object]] = {
+    **COLLECTOR,
+    "telemetry.collector.image.digest": f"sha256:{'3' * 64}",
     "image.digest": f"sha256:{'1' * 64}",
     "redis.image.digest": f"sha256:{'2' * 64}",
     "router.keysSecret": "marker14",
@@ -193,7 +207,9 @@ def test_every_value_reaches_a_manifest(helm: Helm) -> None:
         if path not in SPECIAL
     }
     pools = [{"name": "llm", "modelName": "m", "model": "m", "ffn": "remote"}]
-    for values in ({**markers, **BUILT_IN, "pools": pools}, EXTERNAL, URLS, CONTROL_SECRET):
+    collector = {path: markers.pop(path) for path in tuple(markers) if "collector." in path}
+    built_in = {**markers, **BUILT_IN, "pools": pools}
+    for values in (built_in, {**collector, **COLLECTOR}, EXTERNAL, URLS, CONTROL_SECRET):
         text = json.dumps(helm.render(values=values))
         unread = [path for path, value in values.items() if _marks(value) not in text]
         assert not [path for path in unread if path != "pools"], "no template reads these"

@@ -41,14 +41,26 @@ root and ports; optionally isSized. */}}
 
 {{/* Ways out that every service has: names, and spans where they are collected. Takes the root. */}}
 {{- define "understudy.commonEgress" -}}
+{{ include "understudy.dnsRule" . }}
+{{- if .Values.telemetry.collector.enabled }}
+- to:
+    {{- include "understudy.peer" (dict "root" . "component" "collector") | nindent 4 }}
+  ports:
+    - {protocol: TCP, port: {{ include "understudy.otlpPort" . }}}
+{{- else if .Values.serving.otlpEndpoint }}
+{{- with .Values.serving.otlpEndpoint }}
+{{ include "understudy.externalRule" (dict "root" $ "port" (include "understudy.portOf" (dict "url" . "default" 4317))) }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* Where names are resolved. Takes the root. */}}
+{{- define "understudy.dnsRule" -}}
 - to:
     {{- toYaml .Values.networkPolicy.dns | nindent 4 }}
   ports:
     - {protocol: UDP, port: 53}
     - {protocol: TCP, port: 53}
-{{- with .Values.serving.otlpEndpoint }}
-{{ include "understudy.externalRule" (dict "root" $ "port" (include "understudy.portOf" (dict "url" . "default" 4317))) }}
-{{- end }}
 {{- end -}}
 
 {{/* Way out to something outside of the release. Takes root and port. */}}

@@ -105,7 +105,7 @@ YAML), maxConnectionAgeS, isSidecar and scaling (all settings of scaling). */}}
           "listen" (printf "0.0.0.0:%s" .port)
           "metricsListen" (printf "0.0.0.0:%s" .metricsPort)
           "drainGraceS" $serving.drainGraceS
-          "otlpEndpoint" $serving.otlpEndpoint
+          "otlpEndpoint" (include "understudy.otlpEndpoint" .root)
           "traceSampleRatio" $serving.traceSampleRatio
           "logLevel" $serving.logLevel
           "maxCallS" $serving.maxCallS
