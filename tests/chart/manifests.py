@@ -10,7 +10,10 @@ from typing import Any, Final
 import yaml
 
 CHART: Final = Path(__file__).resolve().parents[2] / "charts" / "understudy"
-PRESETS: Final = tuple(sorted((CHART / "ci").glob("*-values.yaml")))
+PRESETS: Final = tuple(sorted(CHART.glob("values-*.yaml")))
+"""Sets of values that ship with the chart."""
+CASES: Final = (*sorted((CHART / "ci").glob("*-values.yaml")), *PRESETS)
+"""All sets of values that are rendered and checked."""
 RELEASE: Final = "demo"
 NAMESPACE: Final = "stage"
 WORKLOADS: Final = ("Deployment", "StatefulSet")

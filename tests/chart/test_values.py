@@ -9,7 +9,7 @@ import yaml
 
 from deploy.tools.chart_docs import CHART as DOCUMENTED_CHART
 from deploy.tools.chart_docs import make_files
-from tests.chart.manifests import CHART, PRESETS, Helm, RenderError
+from tests.chart.manifests import CASES, CHART, Helm, RenderError
 
 VALUES: Final[Mapping[str, Any]] = yaml.safe_load((CHART / "values.yaml").read_text())
 TYPOS: Final = (
@@ -62,7 +62,7 @@ def test_the_readme_and_the_schema_are_up_to_date() -> None:
         assert path.read_text() == text, f"{path.name} is stale: run deploy/tools/chart_docs.py"
 
 
-@pytest.mark.parametrize("preset", [None, *PRESETS], ids=lambda preset: preset and preset.stem)
+@pytest.mark.parametrize("preset", [None, *CASES], ids=lambda preset: preset and preset.stem)
 def test_helm_lint_has_no_complaint(helm: Helm, preset: Any) -> None:
     flags = ["--values", str(preset)] if preset else []
     assert "0 chart(s) failed" in helm.run("lint", str(CHART), "--strict", *flags)
@@ -112,6 +112,7 @@ BUILT_IN: Final[Mapping[str, object]] = {
     "weights.existingClaim": "marker8",
     "weights.mountPath": "/marker9",
     "router.service.type": "NodePort",
+    "router.service.annotations": {"marker26": "yes"},
     "redis.image.repository": "marker10",
     "redis.image.tag": "marker11",
     "redis.kv.maxMemory": "12mb",
