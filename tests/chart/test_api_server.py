@@ -4,6 +4,7 @@ etcd and the API server run here as processes; no pod starts. Helm itself instal
 """
 
 import subprocess
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,9 +105,9 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
 
 
 @pytest.fixture
-def site(plane: ControlPlane, helm: Helm, request: pytest.FixtureRequest) -> Site:
+def site(plane: ControlPlane, helm: Helm) -> Site:
     """Return a namespace of the test's own."""
-    namespace = f"test-{abs(hash(request.node.nodeid)):x}"
+    namespace = f"test-{uuid.uuid4().hex[:8]}"
     metadata = {"name": namespace, "labels": RESTRICTED}
     namespaced = {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}
     plane.call("POST", "/api/v1/namespaces", namespaced)
