@@ -13,7 +13,7 @@ from typing import Final
 import pytest
 
 from tests.chart.manifests import CASES, CHART, Helm, Manifest
-from tests.chart.test_scaling import RIGHTS
+from tests.chart.rights import NOT_GRANTED, RIGHTS
 from tests.integration.control_plane import ControlPlane, find_binaries
 from understudy.local.ports import free_port
 
@@ -32,17 +32,6 @@ RESTRICTED: Final = {
 WITHOUT_OPERATOR: Final = (
     "--set=telemetry.podMonitors.enabled=false",
     "--set=telemetry.rules.enabled=false",
-)
-NOT_GRANTED: Final = (
-    ("apps", "deployments/scale", "patch", "demo-understudy-router"),
-    ("apps", "deployments", "patch", "demo-understudy-llm-experts"),
-    ("apps", "statefulsets", "update", "demo-understudy-llm-attention"),
-    ("", "pods", "delete", ""),
-    ("", "pods", "create", ""),
-    ("", "secrets", "get", "demo-understudy-keys"),
-    ("", "secrets", "list", ""),
-    ("coordination.k8s.io", "leases", "update", "another"),
-    ("rbac.authorization.k8s.io", "roles", "update", ""),
 )
 
 

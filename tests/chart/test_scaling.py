@@ -1,7 +1,7 @@
 """Pools that the controller sizes: its rules, its rights, and how their workers are found."""
 
 import json
-from typing import Any, Final
+from typing import Any
 
 import pytest
 import yaml
@@ -18,23 +18,8 @@ from tests.chart.manifests import (
     service_containers,
     workloads,
 )
+from tests.chart.rights import PREFIX, RIGHTS
 from understudy.discovery import StaticDiscovery, open_discovery
-
-PREFIX: Final = "demo-understudy"
-RIGHTS: Final = {
-    ("apps", "deployments/scale", "get", f"{PREFIX}-llm-experts"),
-    ("apps", "deployments/scale", "patch", f"{PREFIX}-llm-experts"),
-    ("apps", "statefulsets/scale", "get", f"{PREFIX}-llm-attention"),
-    ("apps", "statefulsets/scale", "patch", f"{PREFIX}-llm-attention"),
-    ("", "pods", "list", ""),
-    ("", "pods", "patch", ""),
-    ("", "events", "create", ""),
-    ("discovery.k8s.io", "endpointslices", "list", ""),
-    ("discovery.k8s.io", "endpointslices", "watch", ""),
-    ("coordination.k8s.io", "leases", "create", ""),
-    ("coordination.k8s.io", "leases", "get", f"{PREFIX}-controller"),
-    ("coordination.k8s.io", "leases", "update", f"{PREFIX}-controller"),
-}
 
 
 def _environment(manifests: list[Manifest], service: str) -> dict[str, str]:

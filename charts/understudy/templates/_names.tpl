@@ -62,17 +62,6 @@ callers reach every worker. Takes root, pool, part and replicas. */}}
 {{- define "understudy.kvstorePort" -}}9001{{- end -}}
 {{- define "understudy.kvstoreMetricsPort" -}}9465{{- end -}}
 
-{{/* Secret with the URLs and users of the built-in Redis servers: the chart's own or one of yours. */}}
-{{- define "understudy.redisSecret" -}}
-{{- .Values.redis.usersSecret | default (printf "%s-redis" (include "understudy.fullname" .)) -}}
-{{- end -}}
-
-{{/* Not empty where the chart starts the Redis of a role. Takes root and role. */}}
-{{- define "understudy.isRedisBuiltIn" -}}
-{{- $redis := index .root.Values.redis .role -}}
-{{- if not (or $redis.externalUrl $redis.externalSecret) }}true{{ end -}}
-{{- end -}}
-
 {{/* Where services send traces: the chart's collector, one of yours, or nowhere. */}}
 {{- define "understudy.otlpEndpoint" -}}
 {{- if not .Values.telemetry.collector.enabled -}}

@@ -23,18 +23,6 @@
 {{- toYaml $pools -}}
 {{- end -}}
 
-{{/* URL of a Redis as an environment value: text, or a reference to a Secret. Takes root and role. */}}
-{{- define "understudy.redisUrl" -}}
-{{- $redis := index .root.Values.redis .role -}}
-{{- if $redis.externalSecret -}}
-url: {secretKeyRef: {name: {{ $redis.externalSecret }}, key: url}}
-{{- else if $redis.externalUrl -}}
-url: {{ $redis.externalUrl | quote }}
-{{- else -}}
-url: {secretKeyRef: {name: {{ include "understudy.redisSecret" .root }}, key: {{ .role }}-url}}
-{{- end -}}
-{{- end -}}
-
 {{/* All settings of one service, chart-made and from values; names follow services/X/settings.py. */}}
 {{- define "understudy.attentionSettings" -}}
 {{- $isRemote := eq .pool.ffn "remote" -}}
