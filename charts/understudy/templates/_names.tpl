@@ -58,8 +58,20 @@ callers reach every worker. Takes root, pool, part and replicas. */}}
 {{- define "understudy.grpcPort" -}}9000{{- end -}}
 {{- define "understudy.metricsPort" -}}9464{{- end -}}
 {{- define "understudy.httpPort" -}}8080{{- end -}}
+{{- define "understudy.otlpPort" -}}4317{{- end -}}
 {{- define "understudy.kvstorePort" -}}9001{{- end -}}
 {{- define "understudy.kvstoreMetricsPort" -}}9465{{- end -}}
+
+{{/* Where services send traces: the chart's collector, one of yours, or nowhere. */}}
+{{- define "understudy.otlpEndpoint" -}}
+{{- if not .Values.telemetry.collector.enabled -}}
+{{- .Values.serving.otlpEndpoint -}}
+{{- else if .Values.serving.otlpEndpoint -}}
+{{- fail "serving.otlpEndpoint and telemetry.collector.enabled both say where traces go: leave one out, or hand the collector's traces on with telemetry.collector.exportEndpoint" -}}
+{{- else -}}
+{{- printf "http://%s-collector:%s" (include "understudy.fullname" .) (include "understudy.otlpPort" .) -}}
+{{- end -}}
+{{- end -}}
 
 {{/* Secret with the API keys of the router: the chart's own or one of yours. */}}
 {{- define "understudy.keysSecret" -}}
