@@ -223,13 +223,13 @@ async def test_the_next_controller_is_asked_when_one_does_not_lead(
 
 
 class WatchedApi(ApiServer):
-    """Tells when the size changes."""
+    """Tells when a decision was acted on."""
 
-    scaled: asyncio.Event
+    has_acted: asyncio.Event
 
-    async def patch_scale(self, request: Any) -> Any:
-        response = await super().patch_scale(request)
-        self.scaled.set()
+    async def create_event(self, request: Any) -> Any:
+        response = await super().create_event(request)
+        self.has_acted.set()
         return response
 
 
@@ -237,7 +237,7 @@ async def test_a_held_request_wakes_a_pool_from_zero_through_the_real_controller
     town: Any, stack: AsyncExitStack
 ) -> None:
     api = WatchedApi(replicas=0)
-    api.scaled = asyncio.Event()
+    api.has_acted = asyncio.Event()
     port = await listen(api.app(), stack)
     cluster = KubernetesCluster(NAMESPACE, "me", Configuration(host=f"http://127.0.0.1:{port}"))
     rules = {
@@ -259,7 +259,7 @@ async def test_a_held_request_wakes_a_pool_from_zero_through_the_real_controller
     house = await town.open(controllers=(address,), startup_patience_s=0.01)
     call = house.stub.Generate(chat(), timeout=TIMEOUT_S)
     async with asyncio.timeout(TIMEOUT_S):
-        await api.scaled.wait()
+        await api.has_acted.wait()
     assert api.replicas == 1
     assert api.events[-1]["reason"] == "ScaledUp"
     await town.llm.start()
