@@ -148,7 +148,7 @@ async def test_a_caller_that_leaves_lowers_the_count_at_once(
 async def test_several_pools_are_reported_together(
     town: Any, sizing: Sizing, open_house: Any
 ) -> None:
-    house = await open_house()
+    house = await open_house(slm_patience_s=10.0)
     requests = [chat(model="slm"), chat(model="llm"), chat(model="llm")]
     running = [asyncio.create_task(answer(house, request)) for request in requests]
     await sizing.wait_for({"slm": 1, "llm": 2})
