@@ -137,7 +137,7 @@ def main(*, is_check: bool) -> int:
         if not is_check:
             target.names.write_text(text, "utf-8")
         elif not target.names.is_file() or target.names.read_text("utf-8") != text:
-            print(f"{target.names.relative_to(ROOT)} is not what is locked: run `make generate`.")
+            print(f"deploy/images/{target.names.name} is not what is locked: run `make generate`.")
             status = 1
     return status
 

@@ -80,7 +80,7 @@ def parse(text: str) -> dict[str, Stage]:
 
 def _stage(one: Instruction, arguments: Mapping[str, str]) -> Stage:
     image, *rest = one.words
-    if len(rest) != 2 or rest[0].upper() != "AS":  # noqa: PLR2004  # AS and its name
+    if len(rest) != 2 or rest[0].upper() != "AS":
         raise DockerfileError(f"Line {one.line}: give the stage a name (FROM image AS name).")
     return Stage(rest[1], _replaced(image, arguments, one.line), one.line)
 

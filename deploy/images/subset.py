@@ -38,4 +38,4 @@ def main(lock: Path, wanted: Path, without: Path | None) -> None:
 
 if __name__ == "__main__":
     paths = [Path(argument) for argument in sys.argv[1:]]
-    main(paths[0], paths[1], paths[2] if len(paths) > 2 else None)  # noqa: PLR2004  # usage above
+    main(paths[0], paths[1], paths[2] if len(paths) > 2 else None)

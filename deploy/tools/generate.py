@@ -1,4 +1,4 @@
-"""Regenerate what is generated: gRPC stubs and the chart's documentation.
+"""Regenerate what is generated: gRPC stubs, the chart's documentation, the packages of images.
 
 With --check nothing is written: the fresh output is compared with the committed files, and a
 difference is named and fails.
@@ -26,9 +26,9 @@ def main(*, is_check: bool) -> int:
             stale = differences(fresh / STUBS, ROOT / STUBS)
             for path in stale:
                 print(f"{path} is not what protos/ generates: run `make generate`.")
-            return 1 if stale else chart_docs("--check")
+            return 1 if stale else chart_docs("--check") or image_packages("--check")
         replace_stubs(fresh / STUBS)
-    return chart_docs()
+    return chart_docs() or image_packages()
 
 
 def generate_stubs(target: Path) -> None:
@@ -74,6 +74,12 @@ def chart_docs(*flags: str) -> int:
     return subprocess.run(
         [sys.executable, str(ROOT / "deploy" / "tools" / "chart_docs.py"), *flags], check=False
     ).returncode
+
+
+def image_packages(*flags: str) -> int:
+    """Run the tool that lists the locked packages of each container image."""
+    command = [sys.executable, "-m", "deploy.images.closure", *flags]
+    return subprocess.run(command, check=False, cwd=ROOT).returncode
 
 
 if __name__ == "__main__":
