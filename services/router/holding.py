@@ -99,10 +99,12 @@ class Holding:
 
     def want(self, pool: str, seconds: float) -> None:
         """Ask for a pool for a while, for a request that does not wait for it."""
-        until_s = self._clock_s() + seconds
-        self._wanted_until_s[pool] = max(until_s, self._wanted_until_s.get(pool, until_s))
+        now_s = self._clock_s()
+        before_s = self._wanted_until_s.get(pool, now_s)
+        self._wanted_until_s[pool] = max(now_s + seconds, before_s)
         self._held.setdefault(pool, 0)
-        self._changed.set()
+        if before_s <= now_s:
+            self._changed.set()
 
     def counts(self) -> dict[str, int]:
         """Return what the controller is told, by pool: requests held, one for those to return."""
