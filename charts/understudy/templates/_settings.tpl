@@ -76,6 +76,7 @@
       "pools" (toJson $pools)
       "httpListen" (printf "0.0.0.0:%s" (include "understudy.httpPort" .))
       "controlRedis" $redis.url
+      "controllers" (printf "%s-controller:%s" (include "understudy.fullname" .) (include "understudy.grpcPort" .))
       "allowOpen" false
       "apiKeys" "@/etc/understudy/keys/api-keys.json"
       "journalKey" "@/etc/understudy/keys/journal-key"
