@@ -20,7 +20,7 @@ from services.controller.scaling_settings import ScalingSettings
 from tests.contract.controller.api_server import NAMESPACE, ApiServer
 from tests.contract.controller.conftest import listen
 from tests.contract.router.controllers import ASLEEP, WAKING, Sizing, serve_controller
-from tests.contract.router.parts import CALL, TIMEOUT_S, answer, chat, events, refusal, snips
+from tests.contract.router.parts import CALL, HELLO, TIMEOUT_S, answer, chat, events, refusal, snips
 from understudy.api.types.v1 import types_pb2
 from understudy.errors import (
     DeadlineExceeded,
@@ -123,9 +123,7 @@ async def test_an_openai_client_is_told_how_long_to_wait(sizing: Sizing, open_ho
     url = f"{house.http_url}/v1"
     async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
         with pytest.raises(openai.RateLimitError) as caught:
-            await client.chat.completions.create(
-                model="llm", messages=[{"role": "user", "content": "Hello?"}]
-            )
+            await client.chat.completions.create(model="llm", messages=HELLO)
     assert int(caught.value.response.headers["retry-after"]) > 900
 
 
@@ -143,6 +141,19 @@ async def test_a_caller_that_leaves_lowers_the_count_at_once(
     calls[1].cancel()
     await sizing.wait_for({})
     assert house.metric("holds_total", pool="llm", outcome="left") == 2
+
+
+async def test_an_http_caller_that_leaves_is_no_longer_held(
+    sizing: Sizing, open_house: Any
+) -> None:
+    house = await open_house()
+    url = f"{house.http_url}/v1"
+    async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+        asking = asyncio.create_task(client.chat.completions.create(model="llm", messages=HELLO))
+        await sizing.wait_for({"llm": 1})
+        asking.cancel()
+        await sizing.wait_for({})
+    assert house.metric("held_requests", pool="llm") == 0
 
 
 async def test_several_pools_are_reported_together(
