@@ -30,6 +30,8 @@ MODELS: Final = {
     ("apps/v1", "Deployment"): client.V1Deployment,
     ("apps/v1", "StatefulSet"): client.V1StatefulSet,
 }
+TARGETS: Final = {"attention": "worker", "experts": "worker", "distiller": "distiller"}
+"""Images by service; all others are in `router`."""
 DNS_LABEL: Final = r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?"
 PORT_NAME: Final = r"[a-z0-9]([a-z0-9-]{0,13}[a-z0-9])?"
 
@@ -128,10 +130,20 @@ def test_mounts_name_volumes_of_their_pod(manifests: list[Manifest]) -> None:
 
 
 def test_images_follow_the_values(helm_images: dict[str, set[str]]) -> None:
-    assert helm_images["defaults"] == {"understudy:0.1.0", "valkey/valkey:8.1-alpine"}
+    images = {f"understudy-{target}:0.1.0" for target in ("router", "worker", "distiller")}
+    assert helm_images["defaults"] == images | {"valkey/valkey:8.1-alpine"}
+    digits = "0123456789abcdef" * 4
     assert helm_images["external-values"] == {
-        f"registry.example.com/understudy@sha256:{'0123456789abcdef' * 4}"
+        f"registry.example.com/understudy-router@sha256:{digits}",
+        f"registry.example.com/understudy-worker@sha256:{digits[::-1]}",
+        "registry.example.com/understudy-distiller:1.2",
     }
+
+
+def test_a_service_runs_in_the_image_that_has_it(manifests: list[Manifest]) -> None:
+    for container in service_containers(manifests):
+        repository = re.split(r"[:@]", container["image"])[0]
+        assert repository.endswith(f"understudy-{TARGETS.get(container['name'], 'router')}")
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,14 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- end -}}
 {{- end -}}
 
+{{/* Image that a service runs in. Takes root and service. */}}
+{{- define "understudy.serviceImage" -}}
+{{- $target := get (dict "attention" "worker" "experts" "worker" "distiller" "distiller") .service | default "router" -}}
+{{- $image := .root.Values.image -}}
+{{- $one := dict "repository" (printf "%s-%s" $image.repository $target) "tag" $image.tag "digest" (get $image.digests $target) -}}
+{{- include "understudy.image" (dict "image" $one "defaultTag" .root.Chart.AppVersion) -}}
+{{- end -}}
+
 {{/* Name of an attention or expert StatefulSet and its headless Service. Takes root, pool, part. */}}
 {{- define "understudy.worker" -}}
 {{- printf "%s-%s-%s" (include "understudy.fullname" .root) .pool .part -}}

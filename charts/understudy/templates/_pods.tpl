@@ -97,7 +97,7 @@ YAML), maxConnectionAgeS, isSidecar and scaling (all settings of scaling). */}}
 {{- define "understudy.container" -}}
 {{- $serving := .root.Values.serving -}}
 - name: {{ .service }}
-  image: {{ include "understudy.image" (dict "image" .root.Values.image "defaultTag" .root.Chart.AppVersion) }}
+  image: {{ include "understudy.serviceImage" . }}
   imagePullPolicy: {{ .root.Values.image.pullPolicy }}
   command: [python, -m, services.{{ .service }}]
   env:
