@@ -64,7 +64,7 @@ def smollm2(compute: Compute = "exact") -> Model:
     return Model(
         "SmolLM2-135M-Instruct",
         served.model,
-        served.tokenizer.vocab_size,
+        served.vocabulary.size,
         loaded.compute,
         sum(data.numel() for data in packed),
     )

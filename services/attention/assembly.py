@@ -16,7 +16,7 @@ from services.attention.settings import AttentionSettings
 from services.attention.tiering import StoreTier
 from services.attention.worker import AttentionWorker
 from understudy.model.weights import LoadedModel
-from understudy.serving import HealthState
+from understudy.serving import HealthState, give_back_memory
 
 
 @asynccontextmanager
@@ -45,6 +45,7 @@ async def open_worker(
         )
         if remote is not None:
             _follow_experts(worker, remote)
+        give_back_memory()
         worker.start()
         stack.push_async_callback(worker.stop)
         yield worker

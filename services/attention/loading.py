@@ -21,6 +21,7 @@ from understudy.model.locate import locate_model
 from understudy.model.paged import PagedKv
 from understudy.model.weights import LoadedModel, load_model
 from understudy.text.tokenizer import Tokenizer
+from understudy.text.vocabulary import Vocabulary
 
 REFERENCE_MODE: Final = "reference"
 VERSION_DIGITS: Final = 8
@@ -34,7 +35,7 @@ class ServedModel:
     """Name and digest, such as `smollm2-135m-instruct@91d4a3c2`."""
     model: Decoder
     kv: PagedKv
-    tokenizer: Tokenizer
+    vocabulary: Vocabulary
     adapters: Mapping[str, Adapter]
     kv_digests: Mapping[str, bytes]
     """Config digest of KV by adapter name; the empty name is the bare model's."""
@@ -43,7 +44,7 @@ class ServedModel:
     @property
     def eos_ids(self) -> tuple[int, ...]:
         """Tokens that end an output."""
-        return self.model.config.eos_ids or self.tokenizer.eos_ids
+        return self.model.config.eos_ids or self.vocabulary.eos_ids
 
 
 def load_weights(settings: AttentionSettings) -> LoadedModel:
@@ -57,11 +58,7 @@ def serve_model(
 ) -> ServedModel:
     """Load what goes with the weights and reserve KV; feed-forwards are local without `experts`."""
     config, weights = loaded.config, loaded.stored
-    tokenizer = load_tokenizer(settings.tokenizer, locate_model(settings.model))
-    if tokenizer.vocab_size > config.vocab_size:
-        raise FailedPrecondition(
-            f"The tokenizer has {tokenizer.vocab_size} tokens, the model only {config.vocab_size}."
-        )
+    vocabulary = load_vocabulary(settings, config)
     if experts is not None:
         weights = {name: weights[name] for name in weights if not is_placed(name)}
     adapters = {
@@ -79,7 +76,7 @@ def serve_model(
         version=f"{settings.model_name}@{loaded.digest[:VERSION_DIGITS]}",
         model=make_decoder(config, weights, experts, loaded.compute),
         kv=PagedKv(config, num_blocks, settings.block_size, DTYPES[settings.kv_dtype]),
-        tokenizer=tokenizer,
+        vocabulary=vocabulary,
         adapters=adapters,
         kv_digests={
             name: config_digest(loaded.digest, digest, settings.kv_dtype, settings.block_size, mode)
@@ -101,6 +98,16 @@ def resolve_num_blocks(settings: AttentionSettings, config: ModelConfig) -> int:
             f" takes {size_bytes} bytes; raise UNDERSTUDY_ATTENTION_KV_MEMORY_MIB."
         )
     return num_blocks
+
+
+def load_vocabulary(settings: AttentionSettings, config: ModelConfig) -> Vocabulary:
+    """Return what the worker needs of its tokenizer, which is not kept: routers send token ids."""
+    vocabulary = load_tokenizer(settings.tokenizer, locate_model(settings.model)).vocabulary
+    if vocabulary.size > config.vocab_size:
+        raise FailedPrecondition(
+            f"The tokenizer has {vocabulary.size} tokens, the model only {config.vocab_size}."
+        )
+    return vocabulary
 
 
 def load_tokenizer(tokenizer: str, path: Path) -> Tokenizer:

@@ -15,6 +15,7 @@ from services.attention.blocks import BlockManager
 from services.attention.core import EngineCore, OnLoaded
 from services.attention.decoding import Decoding, StopWatch
 from services.attention.engine import Engine
+from services.attention.grammars import GrammarsOnDemand
 from services.attention.loading import ServedModel
 from services.attention.metrics import EngineMetrics, SessionMetrics
 from services.attention.observers import StepObserver
@@ -26,7 +27,7 @@ from services.attention.sessions import Session, SessionHub
 from services.attention.settings import AttentionSettings
 from services.attention.sharing import ChainKeys, KvTier, Sharing
 from understudy.errors import Aborted, Unavailable, UnderstudyError
-from understudy.grammar import Compiler, GrammarSource
+from understudy.grammar import GrammarSource
 from understudy.serving import HealthState
 from understudy.telemetry import tracer
 
@@ -71,11 +72,7 @@ class AttentionWorker:
         self._has_experts = True
         self._loop = asyncio.get_running_loop()
         self._limits = Limits(served.model.config.vocab_size, served.max_context, served.adapters)
-        self._compiler = Compiler(
-            served.tokenizer.source,
-            eos_ids=served.eos_ids,
-            vocab_size=served.model.config.vocab_size,
-        )
+        self._grammars = GrammarsOnDemand(served)
         metrics = EngineMetrics(registry)
         self.engine = Engine(
             lambda on_loaded: _make_core(served, settings, observer, tier, metrics, on_loaded),
@@ -149,7 +146,7 @@ class AttentionWorker:
             num_waiting=stats.num_waiting,
             is_disaggregated=self._settings.ffn == "remote",
             vocab_size=config.vocab_size,
-            vocabulary_digest=served.tokenizer.vocabulary_digest,
+            vocabulary_digest=served.vocabulary.digest,
         )
 
     def _tell_health(self) -> None:
@@ -179,14 +176,14 @@ class AttentionWorker:
                 stop_texts.push(token)
         if grammar is None:
             return replace(submission, stop_texts=stop_texts)
-        compiled = await asyncio.to_thread(self._compiler.compile, grammar)
+        compiled = await asyncio.to_thread(self._grammars.compile, grammar)
         matcher = compiled.matcher()
         matcher.accept_many(committed)
         return replace(submission, stop_texts=stop_texts, matcher=matcher)
 
     def _token_bytes(self, token: int) -> bytes:
-        tokenizer = self._served.tokenizer
-        return tokenizer.token_bytes(token) if token < tokenizer.vocab_size else b""
+        vocabulary = self._served.vocabulary
+        return vocabulary.token_bytes(token) if token < vocabulary.size else b""
 
     def _publish(self, outputs: Mapping[int, StepOutput]) -> None:
         self._loop.call_soon_threadsafe(self.sessions.deliver, outputs)
@@ -211,7 +208,7 @@ def _make_core(
 ) -> EngineCore:
     blocks = BlockManager(served.kv.num_blocks, served.kv.block_size)
     keys = ChainKeys(served.kv_digests, served.kv.block_size)
-    runner = ModelRunner(served.model, served.kv, served.adapters, served.tokenizer.vocab_size)
+    runner = ModelRunner(served.model, served.kv, served.adapters, served.vocabulary.size)
     sharing = None
     if tier is not None:
         sharing = Sharing(

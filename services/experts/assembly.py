@@ -24,7 +24,7 @@ from understudy.errors import FailedPrecondition
 from understudy.model.decoder import resolve_compute
 from understudy.model.locate import locate_model
 from understudy.model.weights import load_model
-from understudy.serving import HealthState
+from understudy.serving import HealthState, give_back_memory
 
 
 @asynccontextmanager
@@ -47,6 +47,7 @@ async def open_worker(
             spans=spans,
             executor=executor,
         )
+        give_back_memory()
         worker.start()
         try:
             yield worker

@@ -4,7 +4,6 @@ For llama, llama.cpp's converter interleaves the rows of q and k for its rotary 
 put back here, so that tensors equal those of the Hugging Face checkpoint.
 """
 
-import mmap
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,9 +16,9 @@ import torch
 from torch import Tensor
 
 from understudy.errors import FailedPrecondition
+from understudy.gguf_header import TensorEntry, map_file, parse_header
 from understudy.model.config import ModelConfig
 from understudy.model.families import FAMILIES, gguf_names, read_gguf_config
-from understudy.model.gguf_header import TensorEntry, parse_header
 
 NAMES: Final[Mapping[str, str]] = {
     "token_embd": "model.embed_tokens",
@@ -91,7 +90,7 @@ def read_gguf_blocks(
 
 
 def _open(path: Path) -> tuple[ModelConfig, memoryview, list[TensorEntry]]:
-    content = _map(path)
+    content = map_file(path)
     header = parse_header(path.name, content)
     entries = {entry.name: entry for entry in header.tensors}
     metadata = dict(header.metadata)
@@ -136,14 +135,6 @@ def _stored(
 def _raw(path: Path, content: memoryview, entry: TensorEntry) -> Tensor:  # noqa: ARG001
     raw = np.frombuffer(content, np.uint8, entry.size_bytes, entry.start)
     return torch.tensor(raw.reshape(*entry.shape[:-1], entry.row_bytes))
-
-
-def _map(path: Path) -> memoryview:
-    try:
-        with path.open("rb") as opened:
-            return memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))
-    except (OSError, ValueError) as error:
-        raise FailedPrecondition(f"{path.name} cannot be read: {error}.") from error
 
 
 def _dequantise(path: Path, content: memoryview, entry: TensorEntry) -> Tensor:

@@ -6,6 +6,7 @@ ids, deadlines, admission, tracing, metrics, health, reflection and a drain on S
 
 from understudy.serving.addresses import parse_address
 from understudy.serving.health import HealthState
+from understudy.serving.memory import give_back_memory
 from understudy.serving.process import run_service
 from understudy.serving.running import RunningService, start_service
 from understudy.serving.serve import serve
@@ -17,6 +18,7 @@ __all__ = [
     "RunningService",
     "ServingSettings",
     "SettingsError",
+    "give_back_memory",
     "parse_address",
     "read_settings",
     "run_service",

@@ -6,17 +6,19 @@ open or close a chat turn, whatever it spells.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeGuard
 
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from understudy.errors import FailedPrecondition
+from understudy.gguf_header import map_file, parse_header
+from understudy.text.vocabulary import Vocabulary
 
 _CONTROL_TOKEN_TYPE = 3
 
@@ -79,27 +81,36 @@ class Tokenizer:
         return int(self._parsing.get_vocab_size(with_added_tokens=True))
 
     @cached_property
-    def vocabulary_digest(self) -> bytes:
-        """SHA-256 over the text of every id: equal where token ids mean the same."""
-        texts = {token_id: text for text, token_id in self._parsing.get_vocab().items()}
-        listed = "\0".join(texts.get(token_id, "") for token_id in range(self.vocab_size))
-        return hashlib.sha256(listed.encode()).digest()
-
-    @cached_property
     def special_ids(self) -> frozenset[int]:
         """Ids of control tokens, which never appear in decoded text."""
         return frozenset(self._parsing.get_added_tokens_decoder())
 
     @cached_property
-    def _bytes_of_token(self) -> tuple[bytes, ...]:
+    def vocabulary(self) -> Vocabulary:
+        """What outlives this tokenizer: all that is needed to decode."""
         byte_of_char = _byte_of_char()
-        texts = {token_id: text for text, token_id in self._parsing.get_vocab().items()}
-        return tuple(
+        names = {token_id: text for text, token_id in self._parsing.get_vocab().items()}
+        texts = [
             b""
             if token_id in self.special_ids
-            else bytes(byte_of_char[char] for char in texts.get(token_id, ""))
+            else bytes(byte_of_char[char] for char in names.get(token_id, ""))
             for token_id in range(self.vocab_size)
-        )
+        ]
+        listed = [names.get(token_id, "") for token_id in range(self.vocab_size)]
+        return Vocabulary.of(self._source, self.eos_ids, listed, texts)
+
+    @property
+    def vocabulary_digest(self) -> bytes:
+        """SHA-256 over the text of every id: equal where token ids mean the same."""
+        return self.vocabulary.digest
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes of one token; control tokens have none."""
+        return self.vocabulary.token_bytes(token_id)
+
+    def decode(self, token_ids: Iterable[int]) -> str:
+        """Return the text of a finished answer; invalid UTF-8 becomes the replacement character."""
+        return self.vocabulary.decode(token_ids)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of caller text; spelled-out special tokens stay ordinary text."""
@@ -113,14 +124,6 @@ class Tokenizer:
             ids.extend(tokenizer.encode(segment.text, add_special_tokens=False).ids)
         return ids
 
-    def token_bytes(self, token_id: int) -> bytes:
-        """Return the bytes of one token; control tokens have none."""
-        return self._bytes_of_token[token_id]
-
-    def decode(self, token_ids: Iterable[int]) -> str:
-        """Return the text of a finished answer; invalid UTF-8 becomes the replacement character."""
-        return b"".join(map(self.token_bytes, token_ids)).decode("utf-8", errors="replace")
-
     def special_id(self, text: str) -> int:
         """Return the id of a special token; one the vocabulary lacks is refused by name."""
         token_id = self._parsing.token_to_id(text)
@@ -131,23 +134,28 @@ class Tokenizer:
 
 def tokenizer_json_of_gguf(path: Path) -> str:
     """Translate GGUF tokenizer metadata into the text of a `tokenizer.json`."""
-    import gguf
-
-    try:
-        fields = gguf.GGUFReader(path).fields
-        kind = tuple(str(fields[f"tokenizer.ggml.{key}"].contents()) for key in ("model", "pre"))
-        texts = [str(text) for text in fields["tokenizer.ggml.tokens"].contents()]
-        types = [int(number) for number in fields["tokenizer.ggml.token_type"].contents()]
-        merges = [str(merge) for merge in fields["tokenizer.ggml.merges"].contents()]
-    except (OSError, KeyError, ValueError, IndexError) as error:
-        raise FailedPrecondition(f"{path} carries no readable tokenizer: {error!r}") from error
-    if kind != ("gpt2", "smollm"):
+    keys = [f"tokenizer.ggml.{key}" for key in ("model", "pre", "tokens", "token_type", "merges")]
+    metadata = parse_header(path.name, map_file(path), wanted=keys).metadata
+    absent = [key for key in keys if key not in metadata]
+    if absent:
+        raise FailedPrecondition(f"{path} carries no tokenizer: it has no {absent[0]}.")
+    *kind, texts, types, merges = (metadata[key] for key in keys)
+    if kind != ["gpt2", "smollm"]:
+        named = "/".join(map(str, kind))
         raise FailedPrecondition(
-            f"{path} names the tokenizer {'/'.join(kind)}; only gpt2/smollm is supported."
+            f"{path} names the tokenizer {named}; only gpt2/smollm is supported."
         )
+    if not (_is_texts(texts) and _is_texts(merges)):
+        raise FailedPrecondition(f"{path} carries no readable tokenizer: it lists no texts.")
+    if not isinstance(types, list) or len(types) != len(texts):
+        raise FailedPrecondition(f"{path} carries no readable tokenizer: types are missing.")
     kinds = zip(texts, types, strict=True)
     specials = [text for text, token_type in kinds if token_type == _CONTROL_TOKEN_TYPE]
     return _build(texts, merges, specials)
+
+
+def _is_texts(value: object) -> TypeGuard[list[str]]:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
 
 def _build(texts: Sequence[str], merges: Sequence[str], specials: Sequence[str]) -> str:

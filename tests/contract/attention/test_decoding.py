@@ -129,7 +129,7 @@ SCHEMA = GrammarSource(
 
 
 def text(tokens: list[int], running: Running) -> str:
-    return running.worker._served.tokenizer.decode(tokens)
+    return running.worker._served.vocabulary.decode(tokens)
 
 
 async def test_grammar_binds_the_output_and_marks_forced_tokens(worker: Running):

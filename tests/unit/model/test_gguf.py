@@ -14,9 +14,9 @@ from tests.unit.model.configs import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE, STRETCH
 from tests.unit.model.conftest import DENSE, MIXTURE, Tiny, assert_near
 from tests.unit.model.gguf_files import named_tensors, write_gguf
 from understudy.errors import FailedPrecondition
+from understudy.gguf_header import parse_header
 from understudy.model.attention import PackedCausal
 from understudy.model.config import ModelConfig
-from understudy.model.gguf_header import parse_header
 from understudy.model.rope import Rotary, frequencies
 from understudy.model.traits import RopeScaling
 from understudy.model.transformer import Transformer

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import gguf
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -95,3 +96,23 @@ def test_a_file_that_is_no_gguf_is_refused_by_name(tmp_path: Path) -> None:
     path.write_bytes(b"GGUF but not really" * 10)
     with pytest.raises(FailedPrecondition, match=r"broken\.gguf"):
         Tokenizer.from_gguf(path)
+
+
+def test_a_gguf_without_a_tokenizer_is_refused_by_what_is_missing(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "bare.gguf", "llama")
+    writer.add_tokenizer_model("gpt2")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(FailedPrecondition, match=r"bare\.gguf .* no tokenizer\.ggml\.pre"):
+        Tokenizer.from_gguf(tmp_path / "bare.gguf")
+
+
+def test_what_is_left_of_a_tokenizer_decodes_as_it_did(tokenizer: Tokenizer) -> None:
+    vocabulary = tokenizer.vocabulary
+    ids = tokenizer.encode("Voilà 東京 🎉 for all of us")
+    assert vocabulary.decode(ids) == "Voilà 東京 🎉 for all of us"
+    assert vocabulary.size == tokenizer.vocab_size
+    assert vocabulary.token_bytes(tokenizer.special_id("<|im_end|>")) == b""
+    assert b"".join(map(vocabulary.token_bytes, range(3))) == b""
+    assert Tokenizer(tokenizer.source).vocabulary.digest == vocabulary.digest

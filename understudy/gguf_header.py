@@ -1,14 +1,17 @@
 """The header of a GGUF file: metadata and where each tensor lies, checked against the file's size.
 
-Read from our own parser because a start-up must not decode token tables it does not need (they
-belong to the tokenizer) and because a truncated or hostile file must end in one clear error.
+Read from our own parser because a start-up must not decode token tables where it wants weights,
+because a tokenizer must not take an object for each of their entries, and because a truncated or
+hostile file must end in one clear error.
 Format: github.com/ggml-org/ggml, docs/gguf.md, versions 2 and 3, little-endian.
 """
 
 import math
+import mmap
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import gguf
@@ -25,6 +28,7 @@ SCALARS: Final[Mapping[int, str]] = {
 MAX_ENTRIES: Final = 1 << 16
 MAX_DIMENSIONS: Final = 4
 MAX_KEPT_ITEMS: Final = 64
+MAX_WANTED_ITEMS: Final = 1 << 22
 DEFAULT_ALIGNMENT: Final = 32
 
 
@@ -46,14 +50,23 @@ class TensorEntry:
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """Metadata (arrays longer than 64 items left out) and the tensors of a file."""
+    """Metadata (arrays longer than 64 items left out unless wanted) and the tensors of a file."""
 
     metadata: Mapping[str, object]
     tensors: tuple[TensorEntry, ...]
 
 
-def parse_header(file: str, content: memoryview) -> GgufHeader:
-    """Parse the header of `content`, the whole file.
+def map_file(path: Path) -> memoryview:
+    """Return the bytes of a file, read as they are used. Raises FailedPrecondition naming it."""
+    try:
+        with path.open("rb") as opened:
+            return memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))
+    except (OSError, ValueError) as error:
+        raise FailedPrecondition(f"{path.name} cannot be read: {error}.") from error
+
+
+def parse_header(file: str, content: memoryview, wanted: Collection[str] = ()) -> GgufHeader:
+    """Parse the header of `content`, the whole file; `wanted` names arrays to keep at any length.
 
     Raises FailedPrecondition naming `file`, and the tensor whose data the file does not hold.
     """
@@ -67,7 +80,8 @@ def parse_header(file: str, content: memoryview) -> GgufHeader:
     metadata: dict[str, object] = {}
     for _ in range(num_keys):
         key = cursor.text()
-        value = cursor.value(cursor.integer("I"))
+        most = MAX_WANTED_ITEMS if key in wanted else MAX_KEPT_ITEMS
+        value = cursor.value(cursor.integer("I"), most)
         if value is not None:
             metadata[key] = value
     entries = [_tensor(cursor) for _ in range(num_tensors)]
@@ -113,17 +127,17 @@ class _Cursor:
         except UnicodeDecodeError as error:
             raise FailedPrecondition(f"{self.file} has a header string of no UTF-8.") from error
 
-    def value(self, kind: int) -> object:
+    def value(self, kind: int, most: int) -> object:
         if kind == STRING:
             return self.text()
         if kind == ARRAY:
-            return self._array()
+            return self._array(most)
         return self._scalar(self._code(kind))
 
-    def _array(self) -> list[object] | None:
+    def _array(self, most: int) -> list[object] | None:
         kind, length = self.integer("I"), self.integer("Q")
-        if length <= MAX_KEPT_ITEMS and kind != ARRAY:
-            return [self.value(kind) for _ in range(length)]
+        if length <= most and kind != ARRAY:
+            return [self.value(kind, most) for _ in range(length)]
         if kind == STRING:
             self._skip_strings(length)
         else:
