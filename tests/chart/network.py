@@ -105,7 +105,7 @@ def _is_peer(rule: Rule, pod: Pod) -> bool:
 
 def _selects(selector: Rule, labels: Mapping[str, str]) -> bool:
     assert selector.keys() <= {"matchLabels"}, "expressions are not read here"
-    return selector.get("matchLabels", {}).items() <= labels.items()
+    return bool(selector.get("matchLabels", {}).items() <= labels.items())
 
 
 def listeners(pods: Sequence[Pod]) -> Iterator[tuple[Pod, str, int]]:

@@ -91,7 +91,7 @@ def test_the_controller_sizes_a_pool_whose_experts_it_finds_by_their_service(
 
     def is_ready() -> bool:
         status = release.kube.get("deployment", f"{RELEASE}-llm-experts")["status"]
-        return status.get("readyReplicas") == 3
+        return bool(status.get("readyReplicas") == 3)
 
     wait_until(is_ready, "three expert workers", WAIT_S)
     messages = release.kube.events("ScaledUp")

@@ -40,7 +40,7 @@ def test_the_controller_reads_the_rules_that_the_values_say(scaled: list[Manifes
     assert plan is not None
     attention = PartRules(1, 6, gpus=1, cost_per_hour=2.5)
     experts = PartRules(3, 8, cost_per_hour=2.5)
-    llm = PoolRules("llm", attention, experts, ttft_s=1.5, tpot_s=0.1, start_s=240)
+    llm = PoolRules("llm", attention, experts, ttft_s=1.5, tpot_s=0.1, start_s=240, idle_s=900)
     assert plan.rules == ScalingRules((llm,), max_gpus=8, max_cost_per_hour=20.5)
 
 
@@ -51,6 +51,7 @@ def test_defaults_of_the_rules_are_those_of_the_controller(helm: Helm) -> None:
     assert slm == PoolRules("slm", PartRules(1, 4))
     assert llm == PoolRules("llm", PartRules(1, 4), PartRules(2, 4))
     assert plan.rules == ScalingRules((slm, llm))
+    assert not any(pool.idle_s for pool in plan.rules.pools), "no pool sleeps unless it is told to"
 
 
 def test_what_an_entry_leaves_out_is_what_the_first_one_documents(helm: Helm) -> None:

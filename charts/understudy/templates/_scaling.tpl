@@ -20,6 +20,7 @@ ttftS: 2
 tpotS: 0.1
 utilisation: 0.7
 startS: 180
+idleS: 0
 attention: {minReplicas: 1, maxReplicas: 4, costPerHour: 0}
 experts: {minReplicas: 2, maxReplicas: 4, costPerHour: 0}
 {{- end -}}
@@ -78,6 +79,7 @@ order of `scaling.pools` is kept, since the first pool is the most important one
       "tpot_s" $pool.scaling.tpotS
       "utilisation" $pool.scaling.utilisation
       "start_s" $pool.scaling.startS -}}
+{{- with $pool.scaling.idleS }}{{ $_ := set $rules "idle_s" . }}{{ end -}}
 {{- range $part := eq $pool.ffn "remote" | ternary (list "attention" "experts") (list "attention") -}}
 {{- $_ := set $rules $part (include "understudy.partRules" (dict "root" $ "pool" $pool "part" $part) | fromYaml) -}}
 {{- end -}}
