@@ -47,7 +47,7 @@ test: ## Run every test with branch coverage
 	@$(PY) deploy/tools/run_tests.py
 
 test-cluster: setup ## Install the chart on a real control plane, as processes, and test it there
-	@$(PY) -m deploy.cluster run $(PY) -m pytest -m cluster tests/cluster
+	@$(PY) -m deploy.cluster run $(PY) -m pytest -m cluster tests/cluster tests/chart/test_release.py
 
 bench: $(VENV)/.installed ## Measure the kernels against torch, side by side
 	@$(PY) -m benchmarks.kernels

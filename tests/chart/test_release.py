@@ -28,6 +28,16 @@ SIZED = {
     }
 }
 
+SLEEPY = {
+    "scaling": {
+        "enabled": True,
+        "settings": {"intervalS": 5},
+        "downCoolDownS": 5,
+        "downWindowS": 5,
+        "pools": [{"name": "llm", "idleS": 15, "startS": 20}],
+    }
+}
+
 
 @dataclass(frozen=True)
 class Release:
@@ -58,6 +68,10 @@ class Release:
     def test(self) -> str:
         """Run `helm test`; return what Helm and the pod said."""
         return self.run("test", RELEASE, "--logs", f"--timeout={WAIT_S}s")
+
+    def size(self, kind: str, part: str) -> int:
+        """Return the replicas that a workload is to have."""
+        return int(self.kube.get(kind, f"{RELEASE}-{part}")["spec"]["replicas"])
 
     def has(self, kind: str, part: str) -> bool:
         """Say whether there is a workload of a kind."""
@@ -100,6 +114,20 @@ def test_the_controller_sizes_a_pool_whose_experts_it_finds_by_their_service(
     assert lease["spec"]["holderIdentity"].startswith(f"{RELEASE}-controller-")
     assert not release.has("statefulset", "llm-experts")
     assert "answered by" in release.test()
+
+
+def test_a_pool_that_sleeps_is_woken_by_the_next_request(release: Release, tmp_path: Path) -> None:
+    sleepy = tmp_path / "sleepy.yaml"
+    sleepy.write_text(yaml.safe_dump(SLEEPY))
+    release.change(sleepy)
+
+    def is_asleep() -> bool:
+        sizes = (("statefulset", "llm-attention"), ("deployment", "llm-experts"))
+        return not any(release.size(kind, part) for kind, part in sizes)
+
+    wait_until(is_asleep, "the pool to sleep", WAIT_S)
+    assert "answered by" in release.test()
+    assert release.size("statefulset", "llm-attention") == 1
 
 
 def test_a_rollback_brings_the_workloads_of_the_first_revision_back(release: Release) -> None:

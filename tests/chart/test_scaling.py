@@ -168,3 +168,12 @@ def test_pools_that_cannot_be_sized_are_refused(
     values = {"pools": [llm], "scaling.enabled": True, "scaling.pools": pools}
     with pytest.raises(RenderError, match=sentence):
         helm.render(values=values)
+
+
+def test_routers_report_to_the_controller_only_while_it_sizes_pools(
+    scaled: list[Manifest], defaults: list[Manifest]
+) -> None:
+    # While it does not, the network between them is closed and a report could not be acted on.
+    variable = "UNDERSTUDY_ROUTER_CONTROLLERS"
+    assert _environment(scaled, "router")[variable] == f"{PREFIX}-controller:9000"
+    assert _environment(defaults, "router")[variable] == ""

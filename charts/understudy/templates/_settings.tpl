@@ -76,7 +76,7 @@
       "pools" (toJson $pools)
       "httpListen" (printf "0.0.0.0:%s" (include "understudy.httpPort" .))
       "controlRedis" $redis.url
-      "controllers" (printf "%s-controller:%s" (include "understudy.fullname" .) (include "understudy.grpcPort" .))
+      "controllers" (ternary (printf "%s-controller:%s" (include "understudy.fullname" .) (include "understudy.grpcPort" .)) "" .Values.scaling.enabled)
       "allowOpen" false
       "apiKeys" "@/etc/understudy/keys/api-keys.json"
       "journalKey" "@/etc/understudy/keys/journal-key"
