@@ -121,6 +121,7 @@ def publish(folder: Path, files: Mapping[str, bytes]) -> None:
     for name, content in files.items():
         _write(made / name, content)
     fresh = folder / "..data_tmp"
+    fresh.unlink(missing_ok=True)
     fresh.symlink_to(made.name)
     fresh.replace(link)
     for name in files:
@@ -253,8 +254,11 @@ def main(arguments: list[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m deploy.certificates", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m deploy.certificates",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("do", choices=["make", "renew", "trust", "switch", "finish", "secrets"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--domain", default="understudy", help="names are <component>.<domain>")

@@ -73,7 +73,7 @@ def open_channel(
     if peer is None:
         chosen = channel_options(options)
         return grpc.aio.insecure_channel(target, options=chosen, interceptors=_interceptors())
-    secured = channel_options([*options, (_EXPECTED_NAME, peer.name)])
+    secured = channel_options([*options, *_expectation(peer)])
 
     def make(credentials: grpc.ChannelCredentials) -> grpc.aio.Channel:
         return grpc.aio.secure_channel(
@@ -89,12 +89,16 @@ def open_sync_channel(
     """The same channel for callers without an event loop; metadata and timeouts are theirs."""
     if peer is None:
         return grpc.insecure_channel(target, options=channel_options(options))
-    secured = channel_options([*options, (_EXPECTED_NAME, peer.name)])
+    secured = channel_options([*options, *_expectation(peer)])
 
     def make(credentials: grpc.ChannelCredentials) -> grpc.Channel:
         return grpc.secure_channel(target, credentials, options=secured)
 
     return cast("grpc.Channel", RotatingChannel(peer, make))
+
+
+def _expectation(peer: Peer) -> Options:
+    return ((_EXPECTED_NAME, peer.name),) if peer.name else ()
 
 
 def _interceptors() -> Sequence[grpc.aio.ClientInterceptor]:

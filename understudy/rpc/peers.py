@@ -15,7 +15,7 @@ class Peer:
     """A kind of peer that is dialled over TLS."""
 
     name: str
-    """Name that its certificate must have, whatever its address."""
+    """Name that its certificate must have, whatever its address; empty is the address' host."""
     credentials: Callable[[], grpc.ChannelCredentials]
     """What to trust and present from now on: another object once the certificates are new."""
 
@@ -29,7 +29,8 @@ def plaintext(component: str) -> Peer | None:  # noqa: ARG001
     return None
 
 
-_CONNECTING: Final = "failed to connect to all addresses"
+_CONNECTING: Final = ("failed to connect to all addresses", "connections to all backends failing")
+"""How details begin where no connection could be set up, without balancing and with it."""
 _CLOSED: Final = (
     "The peer closed the connection while it was set up: it may want TLS, or a certificate of an "
     "authority that it trusts; its log has the reason."
@@ -54,7 +55,7 @@ _MEANINGS: Final = (
 
 def explain(details: str) -> str:
     """Return the details of a failed call, with what they mean where a handshake failed."""
-    if _CONNECTING not in details:
+    if not details.startswith(_CONNECTING):
         return details
     meanings = (meaning for sign, meaning in _MEANINGS if sign in details)
     meaning = next(meanings, "")

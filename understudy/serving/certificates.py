@@ -58,8 +58,13 @@ def read_certificates(folder: Path, now: datetime, *, is_public: bool = False) -
     """
     for _ in range(_TRIES):
         before = sign_of(folder)
-        chain, key = _read(folder / CHAIN), _read(folder / KEY)
-        authorities = b"" if is_public else _read(folder / AUTHORITIES)
+        try:
+            chain, key = _read(folder / CHAIN), _read(folder / KEY)
+            authorities = None if is_public else _read(folder / AUTHORITIES)
+        except CertificateError:
+            if sign_of(folder) == before:
+                raise
+            continue
         if sign_of(folder) == before:
             return _checked(folder, chain, key, authorities, now)
     raise CertificateError(f"The files in {folder} changed each time they were read.")
@@ -94,10 +99,10 @@ def _read(path: Path) -> bytes:
 
 
 def _checked(
-    folder: Path, chain: bytes, key: bytes, authorities: bytes, now: datetime
+    folder: Path, chain: bytes, key: bytes, authorities: bytes | None, now: datetime
 ) -> Certificates:
     own = _parsed(folder / CHAIN, chain)[0]
-    if authorities:
+    if authorities is not None:
         _parsed(folder / AUTHORITIES, authorities)
     try:
         private = load_pem_private_key(key, None)
@@ -116,7 +121,7 @@ def _checked(
         raise CertificateError(
             f"The certificate {folder / CHAIN} begins at {begins_at}; compare the clocks."
         )
-    return Certificates(chain, key, authorities, _dns_names(own), ends_at)
+    return Certificates(chain, key, authorities or b"", _dns_names(own), ends_at)
 
 
 def _parsed(path: Path, content: bytes) -> list[x509.Certificate]:
