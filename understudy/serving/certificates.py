@@ -70,10 +70,10 @@ def read_certificates(folder: Path, now: datetime, *, is_public: bool = False) -
     raise CertificateError(f"The files in {folder} changed each time they were read.")
 
 
-def component_of(names: Iterable[str], domain: str) -> str:
-    """Return the component that a certificate with these DNS names belongs to, or nothing."""
-    components = (name.removesuffix(f".{domain}") for name in names if name.endswith(f".{domain}"))
-    return next((component for component in components if "." not in component), "")
+def components_of(names: Iterable[str], domain: str) -> frozenset[str]:
+    """Return the components that a certificate with these DNS names belongs to."""
+    labels = (name.removesuffix(f".{domain}") for name in names if name.endswith(f".{domain}"))
+    return frozenset(label for label in labels if "." not in label)
 
 
 def _sign(path: Path) -> tuple[int, int, int]:

@@ -16,7 +16,7 @@ from understudy.rpc import Peer
 from understudy.serving.certificates import (
     CertificateError,
     Certificates,
-    component_of,
+    components_of,
     read_certificates,
     sign_of,
     utc_now,
@@ -46,11 +46,6 @@ class Identity:
         self._certificates = self._read()
         self._channel_credentials: grpc.ChannelCredentials | None = None
         self._listeners: list[Callable[[], None]] = []
-
-    @property
-    def component(self) -> str:
-        """What the certificate says that this process is."""
-        return component_of(self.current().names, self._domain)
 
     @property
     def remaining_s(self) -> float:
@@ -98,12 +93,14 @@ class Identity:
             return _configuration(current)
 
         return grpc.dynamic_ssl_server_credentials(
-            _configuration(known), changed, require_client_authentication=not self._is_public
+            _configuration(known),
+            changed,  # type: ignore[arg-type]  # None is "as before", which the stubs do not know
+            require_client_authentication=not self._is_public,
         )
 
-    def component_of(self, names: Iterable[str]) -> str:
-        """Return the component that a certificate with these names belongs to, or nothing."""
-        return component_of(names, self._domain)
+    def components_of(self, names: Iterable[str]) -> frozenset[str]:
+        """Return the components that a certificate with these names belongs to."""
+        return components_of(names, self._domain)
 
     def _replace(self) -> None:
         try:
@@ -125,7 +122,7 @@ class Identity:
 
     def _read(self) -> Certificates:
         certificates = read_certificates(self._folder, self._now(), is_public=self._is_public)
-        if not self._is_public and not component_of(certificates.names, self._domain):
+        if not self._is_public and not components_of(certificates.names, self._domain):
             raise CertificateError(
                 f"The certificate in {self._folder} has no DNS name <component>.{self._domain}; "
                 "issue it with one, or correct UNDERSTUDY_SERVING_TLS_DOMAIN."

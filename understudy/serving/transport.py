@@ -64,10 +64,14 @@ class Callers:
     permitted: Collection[str]
 
     def check(self, names: Collection[str]) -> None:
-        """Raise Unauthenticated for a certificate with these names whose component may not call."""
-        component = self.identity.component_of(names)
-        if component not in self.permitted:
+        """Raise Unauthenticated for a certificate with these names whose components may not call."""
+        components = self.identity.components_of(names)
+        if components.isdisjoint(self.permitted):
             raise Unauthenticated(
-                f"The certificate of the caller is that of {component or 'no component'}; this "
-                f"service takes calls from {' and '.join(sorted(self.permitted)) or 'nobody'}."
+                f"The certificate of the caller is that of {_listed(components, 'no component')}; "
+                f"this service takes calls from {_listed(self.permitted, 'nobody')}."
             )
+
+
+def _listed(components: Collection[str], otherwise: str) -> str:
+    return " and ".join(sorted(components)) or otherwise

@@ -12,7 +12,7 @@ from deploy.certificates import Authority, Validity, publish
 from understudy.serving.certificates import (
     MAX_FILE_BYTES,
     CertificateError,
-    component_of,
+    components_of,
     read_certificates,
 )
 from understudy.serving.identity import Identity
@@ -122,9 +122,10 @@ def test_a_certificate_must_name_a_component_of_the_domain(
     assert "has no DNS name <component>.understudy" in refusal(folder)
 
 
-def test_the_component_is_the_one_label_before_the_domain() -> None:
-    assert component_of(["x.other", "experts.eu.prod", "kvstore.prod"], "prod") == "kvstore"
-    assert component_of([], "prod") == ""
+def test_a_component_is_the_one_label_before_the_domain() -> None:
+    names = ["x.other", "experts.eu.prod", "kvstore.prod", "router.prod", "prod"]
+    assert components_of(names, "prod") == {"kvstore", "router"}
+    assert components_of(["experts.eu.prod"], "eu.prod") == {"experts"}
 
 
 def test_a_new_set_is_in_use_at_once(folder: Path, authority: Authority) -> None:
@@ -134,7 +135,7 @@ def test_a_new_set_is_in_use_at_once(folder: Path, authority: Authority) -> None
 
     publish(folder, files_of(authority, "kvstore.understudy"))
 
-    assert identity.component == "kvstore"
+    assert identity.current().names == {"kvstore.understudy"}
     assert identity.channel_credentials() is not former
 
 
