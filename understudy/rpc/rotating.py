@@ -15,7 +15,7 @@ import grpc.aio
 
 from understudy.rpc.peers import Peer
 
-C = TypeVar("C", grpc.Channel, grpc.aio.Channel)
+C = TypeVar("C", bound=grpc.Channel | grpc.aio.Channel)
 Encode = Callable[[object], bytes]
 Decode = Callable[[bytes], object]
 Call = Callable[..., object]

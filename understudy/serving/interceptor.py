@@ -178,7 +178,7 @@ def _text_headers(context: "_Context") -> dict[str, str]:
 
 def _names_of(context: "_Context") -> list[str]:
     """Names in the certificate of the caller."""
-    names: list[bytes] = context.auth_context().get("x509_subject_alternative_name", [])
+    names = context.auth_context().get("x509_subject_alternative_name", ())
     return [name.decode("utf-8", "replace") for name in names]
 
 

@@ -64,7 +64,7 @@ class Callers:
     permitted: Collection[str]
 
     def check(self, names: Collection[str]) -> None:
-        """Raise Unauthenticated for a certificate with these names whose components may not call."""
+        """Raise Unauthenticated where no component that these names stand for may call."""
         components = self.identity.components_of(names)
         if components.isdisjoint(self.permitted):
             raise Unauthenticated(
