@@ -46,9 +46,14 @@ class Certificates:
     """When the own certificate ends."""
 
 
-def sign_of(folder: Path) -> Signature:
-    """Return what differs as soon as a file of the folder is another one."""
-    return tuple(_sign(folder / name) for name in (CHAIN, KEY, AUTHORITIES))
+def paths_in(folder: Path) -> tuple[Path, ...]:
+    """Return the files of a folder."""
+    return tuple(folder / name for name in (CHAIN, KEY, AUTHORITIES))
+
+
+def sign_of(paths: Iterable[Path]) -> Signature:
+    """Return what differs as soon as one of the files is another one."""
+    return tuple(_sign(path) for path in paths)
 
 
 def read_certificates(folder: Path, now: datetime, *, is_public: bool = False) -> Certificates:
@@ -56,16 +61,17 @@ def read_certificates(folder: Path, now: datetime, *, is_public: bool = False) -
 
     Raises CertificateError.
     """
+    paths = paths_in(folder)
     for _ in range(_TRIES):
-        before = sign_of(folder)
+        before = sign_of(paths)
         try:
             chain, key = _read(folder / CHAIN), _read(folder / KEY)
             authorities = None if is_public else _read(folder / AUTHORITIES)
         except CertificateError:
-            if sign_of(folder) == before:
+            if sign_of(paths) == before:
                 raise
             continue
-        if sign_of(folder) == before:
+        if sign_of(paths) == before:
             return _checked(folder, chain, key, authorities, now)
     raise CertificateError(f"The files in {folder} changed each time they were read.")
 

@@ -17,6 +17,7 @@ from understudy.serving.certificates import (
     CertificateError,
     Certificates,
     components_of,
+    paths_in,
     read_certificates,
     sign_of,
     utc_now,
@@ -42,7 +43,8 @@ class Identity:
         """
         self._folder, self._domain, self._is_public, self._now = folder, domain, is_public, now
         self._lock = Lock()
-        self._sign = sign_of(folder)
+        self._paths = paths_in(folder)
+        self._sign = sign_of(self._paths)
         self._certificates = self._read()
         self._channel_credentials: grpc.ChannelCredentials | None = None
         self._listeners: list[Callable[[], None]] = []
@@ -59,7 +61,7 @@ class Identity:
 
     def current(self) -> Certificates:
         """Return the set in use, which is that of the files unless they cannot be used."""
-        sign = sign_of(self._folder)
+        sign = sign_of(self._paths)
         with self._lock:
             if sign != self._sign:
                 self._sign = sign
