@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 from statistics import median
-from typing import Final
+from typing import Final, cast
 
 import grpc
 import grpc.aio
@@ -99,7 +99,8 @@ def measure(address: str, peer: Peer | None) -> dict[str, list[float]]:
         found["unary call"] = [_timed(lambda: call(b"", timeout=20)) for _ in range(ROUND_TRIPS)]
         for size in FRAME_BYTES:
             frames: SimpleQueue[bytes | None] = SimpleQueue()
-            answers = channel.stream_stream(STREAM, None, None)(iter(frames.get, None))
+            stream = channel.stream_stream(STREAM, None, None)
+            answers = cast("Iterator[bytes]", stream(iter(frames.get, None)))
             frame = bytes(size)
 
             def turn(frames: SimpleQueue[bytes | None] = frames, frame: bytes = frame) -> None:

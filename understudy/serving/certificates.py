@@ -12,6 +12,8 @@ from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from understudy.errors import FailedPrecondition
@@ -20,6 +22,7 @@ CHAIN: Final = "tls.crt"
 KEY: Final = "tls.key"
 AUTHORITIES: Final = "ca.crt"
 MAX_FILE_BYTES: Final = 1024 * 1024
+MIN_RSA_BITS: Final = 2048
 _TRIES: Final = 3
 
 Signature = tuple[tuple[int, int, int], ...]
@@ -116,6 +119,11 @@ def _checked(
         raise CertificateError(
             f"The file {folder / KEY} holds no private key in PEM without a password."
         ) from None  # what a parser says of a key stays here
+    if not _is_supported(private):
+        raise CertificateError(
+            f"The key in {folder / KEY} is of a kind that gRPC makes no connection with; use ECDSA "
+            "with P-256 or P-384, or RSA of 2048 bits or more."
+        )
     if private.public_key() != own.public_key():
         raise CertificateError(
             f"The key in {folder / KEY} belongs to another certificate than {folder / CHAIN}."
@@ -128,6 +136,13 @@ def _checked(
             f"The certificate {folder / CHAIN} begins at {begins_at}; compare the clocks."
         )
     return Certificates(chain, key, authorities or b"", _dns_names(own), ends_at)
+
+
+def _is_supported(key: PrivateKeyTypes) -> bool:
+    """Ed25519 and P-521 are loaded by BoringSSL, whose handshakes then fail."""
+    if isinstance(key, ec.EllipticCurvePrivateKey):
+        return isinstance(key.curve, ec.SECP256R1 | ec.SECP384R1)
+    return isinstance(key, rsa.RSAPrivateKey) and key.key_size >= MIN_RSA_BITS
 
 
 def _parsed(path: Path, content: bytes) -> list[x509.Certificate]:

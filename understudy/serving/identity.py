@@ -5,7 +5,7 @@ A set that cannot be used leaves the one in use, is counted, and is told once.
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 from threading import Lock
@@ -61,12 +61,16 @@ class Identity:
 
     def current(self) -> Certificates:
         """Return the set in use, which is that of the files unless they cannot be used."""
-        sign = sign_of(self._paths)
+        listeners: Sequence[Callable[[], None]] = ()
         with self._lock:
+            sign = sign_of(self._paths)
             if sign != self._sign:
                 self._sign = sign
-                self._replace()
-            return self._certificates
+                listeners = () if self._replace() else tuple(self._listeners)
+            certificates = self._certificates
+        for listener in listeners:
+            listener()
+        return certificates
 
     def peer(self, component: str) -> Peer:
         """Return how to dial a component."""
@@ -74,11 +78,12 @@ class Identity:
 
     def channel_credentials(self) -> grpc.ChannelCredentials:
         """Return the credentials of new connections: the same object until the files change."""
-        certificates = self.current()
+        self.current()
         with self._lock:
             if self._channel_credentials is None:
+                used = self._certificates
                 self._channel_credentials = grpc.ssl_channel_credentials(
-                    certificates.authorities, certificates.key, certificates.chain
+                    used.authorities, used.key, used.chain
                 )
             return self._channel_credentials
 
@@ -104,23 +109,22 @@ class Identity:
         """Return the components that a certificate with these names belongs to."""
         return components_of(names, self._domain)
 
-    def _replace(self) -> None:
+    def _replace(self) -> bool:
         try:
             self._certificates = self._read()
         except CertificateError as error:
-            for listener in self._listeners:
-                listener()
             _log.error(
                 "The new certificates cannot be used; those in use stay. %s",
                 error.message,
                 extra={"ends_at": self._certificates.ends_at.isoformat()},
             )
-            return
+            return False
         self._channel_credentials = None
         _log.info(
             "The certificates are new.",
             extra={"ends_at": self._certificates.ends_at.isoformat()},
         )
+        return True
 
     def _read(self) -> Certificates:
         certificates = read_certificates(self._folder, self._now(), is_public=self._is_public)

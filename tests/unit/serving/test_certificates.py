@@ -7,6 +7,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 from deploy.certificates import Authority, Validity, publish
 from understudy.serving.certificates import (
@@ -94,6 +98,25 @@ def test_a_broken_file_is_named_without_its_content(
 
     assert refusal(folder).startswith(f"The file {folder / name} {said}")
     assert "c2VjcmV0" not in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        Ed25519PrivateKey.generate(),
+        ec.generate_private_key(ec.SECP521R1()),
+        rsa.generate_private_key(65537, 1024),
+    ],
+    ids=["Ed25519", "P-521", "RSA 1024"],
+)
+def test_a_key_that_no_connection_can_be_made_with_is_refused(
+    folder: Path, authority: Authority, key: PrivateKeyTypes
+) -> None:
+    encoding, kind = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    content = key.private_bytes(encoding, kind, serialization.NoEncryption())
+    publish(folder, {**files_of(authority), "tls.key": content})
+
+    assert "is of a kind that gRPC makes no connection with; use ECDSA" in refusal(folder)
 
 
 def test_a_key_of_another_certificate_is_refused(folder: Path, authority: Authority) -> None:
