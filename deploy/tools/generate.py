@@ -1,4 +1,4 @@
-"""Regenerate what is generated: gRPC stubs and the chart's documentation.
+"""Regenerate what is generated: gRPC stubs, dashboards, and the chart's documentation and files.
 
 With --check nothing is written: the fresh output is compared with the committed files, and a
 difference is named and fails.
@@ -26,9 +26,9 @@ def main(*, is_check: bool) -> int:
             stale = differences(fresh / STUBS, ROOT / STUBS)
             for path in stale:
                 print(f"{path} is not what protos/ generates: run `make generate`.")
-            return 1 if stale else chart_docs("--check")
+            return 1 if stale else telemetry("--check") or chart_docs("--check")
         replace_stubs(fresh / STUBS)
-    return chart_docs()
+    return telemetry() or chart_docs()
 
 
 def generate_stubs(target: Path) -> None:
@@ -67,6 +67,13 @@ def replace_stubs(fresh: Path) -> None:
     """Put the fresh stubs in place of the committed ones."""
     shutil.rmtree(ROOT / STUBS, ignore_errors=True)
     shutil.copytree(fresh, ROOT / STUBS)
+
+
+def telemetry(*flags: str) -> int:
+    """Run the generator of the dashboards and of the chart's copies."""
+    return subprocess.run(
+        [sys.executable, "-m", "deploy.telemetry.generate", *flags], cwd=ROOT, check=False
+    ).returncode
 
 
 def chart_docs(*flags: str) -> int:

@@ -5,7 +5,13 @@ import os
 import pytest
 
 from deploy.tools.build_helm import find_helm
-from tests.chart.manifests import CHART, PRESETS, Helm, Manifest, containers_of, pod_of, workloads
+from tests.chart.manifests import CASES, CHART, Helm, Manifest, containers_of, pod_of, workloads
+
+collect_ignore = [] if "CLUSTER_STATE" in os.environ else ["test_release.py"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "cluster: needs the cluster of `make test-cluster`")
 
 
 @pytest.fixture(scope="session")
@@ -31,16 +37,28 @@ def external(helm: Helm) -> list[Manifest]:
     return helm.render([CHART / "ci" / "external-values.yaml"])
 
 
-@pytest.fixture(scope="session", params=["defaults", *(preset.stem for preset in PRESETS)])
+@pytest.fixture(scope="session")
+def scaled(helm: Helm) -> list[Manifest]:
+    """The chart with the LLM pool sized by the controller."""
+    return helm.render([CHART / "ci" / "scaled-values.yaml"])
+
+
+@pytest.fixture(scope="session")
+def watched(helm: Helm) -> list[Manifest]:
+    """The chart with everything that watches, and a collector."""
+    return helm.render([CHART / "ci" / "watched-values.yaml"])
+
+
+@pytest.fixture(scope="session", params=["defaults", *(preset.stem for preset in CASES)])
 def manifests(helm: Helm, request: pytest.FixtureRequest) -> list[Manifest]:
     """The chart as it renders with each set of values in ci/, and without any."""
-    return helm.render([preset for preset in PRESETS if preset.stem == request.param])
+    return helm.render([preset for preset in CASES if preset.stem == request.param])
 
 
 @pytest.fixture(scope="session")
 def helm_images(helm: Helm, defaults: list[Manifest]) -> dict[str, set[str]]:
     """The images of all containers, by set of values."""
-    rendered = {"defaults": defaults} | {one.stem: helm.render([one]) for one in PRESETS}
+    rendered = {"defaults": defaults} | {one.stem: helm.render([one]) for one in CASES}
     return {
         name: {
             container["image"]

@@ -10,7 +10,12 @@ from typing import Any, Final
 import yaml
 
 CHART: Final = Path(__file__).resolve().parents[2] / "charts" / "understudy"
-PRESETS: Final = tuple(sorted((CHART / "ci").glob("*-values.yaml")))
+PRESETS: Final = tuple(sorted(CHART.glob("values-*.yaml")))
+"""Sets of values that ship with the chart."""
+CASES: Final = (*sorted((CHART / "ci").glob("*-values.yaml")), *PRESETS)
+"""All sets of values that are rendered and checked."""
+RELEASE: Final = "demo"
+NAMESPACE: Final = "stage"
 WORKLOADS: Final = ("Deployment", "StatefulSet")
 
 Manifest = dict[str, Any]
@@ -22,7 +27,7 @@ class RenderError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Helm:
-    """Renders the chart with one Helm binary."""
+    """Renders the chart with one Helm binary, as one release in one namespace."""
 
     binary: Path
 
@@ -38,12 +43,12 @@ class Helm:
     def render(
         self, files: Sequence[Path] = (), values: Mapping[str, object] | None = None
     ) -> list[Manifest]:
-        """Render the chart as release `demo` with values files and further `a.b` values."""
+        """Render the chart with values files and further `a.b` values."""
         flags = [flag for file in files for flag in ("--values", str(file))]
         flags += [
             f"--set-json={path}={json.dumps(value)}" for path, value in (values or {}).items()
         ]
-        text = self.run("template", "demo", str(CHART), "--namespace", "stage", *flags)
+        text = self.run("template", RELEASE, str(CHART), "--namespace", NAMESPACE, *flags)
         return [manifest for manifest in yaml.load_all(text, yaml.CSafeLoader) if manifest]
 
 
@@ -65,6 +70,12 @@ def pod_of(workload: Manifest) -> Manifest:
     return spec
 
 
+def all_pods(manifests: Sequence[Manifest]) -> list[Manifest]:
+    """Return the specs of all pods, that of `helm test` included."""
+    bare = [manifest["spec"] for manifest in manifests if manifest["kind"] == "Pod"]
+    return [*map(pod_of, workloads(manifests)), *bare]
+
+
 def containers_of(pod: Manifest) -> list[Manifest]:
     """Return all containers of a pod, init containers included."""
     return [*pod.get("initContainers", []), *pod["containers"]]
@@ -79,5 +90,15 @@ def service_containers(manifests: Sequence[Manifest]) -> Iterator[Manifest]:
 
 
 def environment_of(container: Manifest) -> dict[str, str]:
-    """Return a container's variables; a reference to a Secret reads as a placeholder URL."""
-    return {entry["name"]: entry.get("value", "redis://secret:6379") for entry in container["env"]}
+    """Return a container's variables; a reference reads as what it would lead to."""
+    return {
+        entry["name"]: entry["value"] if "value" in entry else _referred(entry["valueFrom"])
+        for entry in container["env"]
+    }
+
+
+def _referred(source: Manifest) -> str:
+    if source == {"fieldRef": {"fieldPath": "metadata.namespace"}}:
+        return NAMESPACE
+    assert source.keys() == {"secretKeyRef"}
+    return "redis://secret:6379"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.chart.manifests import CHART, PRESETS, Helm, Manifest, named
+from tests.chart.manifests import CASES, CHART, Helm, Manifest, named
 
 WRAPPER = """
 kind: Notes
@@ -53,14 +53,14 @@ def test_the_key_in_the_last_line_is_read_from_the_secret_of_the_chart(
     helm: Helm, noted_chart: Path, defaults: list[Manifest]
 ) -> None:
     [line] = [line for line in _notes(helm, noted_chart) if "KEY=" in line]
-    [secret] = [one for one in defaults if one["kind"] == "Secret"]
+    secret = named(defaults, "Secret", "demo-understudy-keys")
     assert f"get secret {secret['metadata']['name']} " in line
     assert "{.data.api-key}" in line
     assert "api-key" in secret["data"]
 
 
 def test_with_a_secret_of_your_own_no_key_is_invented(helm: Helm, noted_chart: Path) -> None:
-    [preset] = [one for one in PRESETS if one.stem == "external-values"]
+    [preset] = [one for one in CASES if one.stem == "external-values"]
     lines = _notes(helm, noted_chart, "--values", str(preset))
     assert "  KEY=..." in lines
     assert any("Secret callers" in line for line in lines)

@@ -1,8 +1,11 @@
 """Every pod satisfies the Pod Security Standard `restricted`, and the chart's stricter ones."""
 
+import base64
+import json
+import re
 from typing import Final
 
-from tests.chart.manifests import Manifest, containers_of, pod_of, workloads
+from tests.chart.manifests import Manifest, all_pods, containers_of, pod_of, workloads
 
 VOLUMES_ALLOWED: Final = {
     "configMap",
@@ -17,18 +20,18 @@ VOLUMES_ALLOWED: Final = {
 
 
 def test_pods_share_nothing_with_their_host(manifests: list[Manifest]) -> None:
-    for pod in map(pod_of, workloads(manifests)):
+    for pod in all_pods(manifests):
         assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
         for volume in pod.get("volumes", []):
             assert volume.keys() - {"name"} <= VOLUMES_ALLOWED
         for container in containers_of(pod):
-            assert all("hostPort" not in port for port in container["ports"])
+            assert all("hostPort" not in port for port in container.get("ports", []))
 
 
 def test_pods_run_as_an_ordinary_user_under_the_default_seccomp_profile(
     manifests: list[Manifest],
 ) -> None:
-    for pod in map(pod_of, workloads(manifests)):
+    for pod in all_pods(manifests):
         security = pod["securityContext"]
         assert security["runAsNonRoot"] is True
         assert security["runAsUser"] > 0
@@ -36,7 +39,7 @@ def test_pods_run_as_an_ordinary_user_under_the_default_seccomp_profile(
 
 
 def test_containers_have_no_capability_and_a_read_only_root(manifests: list[Manifest]) -> None:
-    for pod in map(pod_of, workloads(manifests)):
+    for pod in all_pods(manifests):
         for container in containers_of(pod):
             assert container["securityContext"] == {
                 "allowPrivilegeEscalation": False,
@@ -45,27 +48,58 @@ def test_containers_have_no_capability_and_a_read_only_root(manifests: list[Mani
             }
 
 
-def test_pods_get_neither_an_api_token_nor_the_names_of_other_services(
+def test_no_account_mounts_its_token_by_itself_and_no_pod_gets_names_of_services(
     manifests: list[Manifest],
 ) -> None:
-    for pod in map(pod_of, workloads(manifests)):
-        assert pod["automountServiceAccountToken"] is False
-        assert pod["enableServiceLinks"] is False
     accounts = [one for one in manifests if one["kind"] == "ServiceAccount"]
-    assert [account["automountServiceAccountToken"] for account in accounts] == [False]
+    assert accounts
+    assert not any(account["automountServiceAccountToken"] for account in accounts)
+    names = {account["metadata"]["name"] for account in accounts}
+    for pod in all_pods(manifests):
+        assert pod["serviceAccountName"] in names
+        assert pod["enableServiceLinks"] is False
+
+
+def test_without_scaling_no_pod_has_a_token_and_no_right_is_granted(
+    defaults: list[Manifest],
+) -> None:
+    assert not any(pod["automountServiceAccountToken"] for pod in all_pods(defaults))
+    assert not [one for one in defaults if "rbac" in one["apiVersion"]]
+
+
+def test_with_scaling_the_controller_alone_has_a_token_and_its_account_alone_a_right(
+    scaled: list[Manifest],
+) -> None:
+    holders = [
+        workload["metadata"]["name"]
+        for workload in workloads(scaled)
+        if pod_of(workload)["automountServiceAccountToken"]
+    ]
+    assert holders == ["demo-understudy-controller"]
+    accounts = {
+        workload["metadata"]["name"]: pod_of(workload)["serviceAccountName"]
+        for workload in workloads(scaled)
+    }
+    shared = accounts.pop("demo-understudy-controller")
+    assert shared not in accounts.values()
+    [binding] = [one for one in scaled if one["kind"] == "RoleBinding"]
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": shared, "namespace": "stage"}]
+    [role] = [one for one in scaled if one["kind"] == "Role"]
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    assert not [one for one in scaled if one["kind"].startswith("Cluster")]
 
 
 def test_every_container_states_what_it_needs_and_a_memory_limit(
     manifests: list[Manifest],
 ) -> None:
-    for pod in map(pod_of, workloads(manifests)):
+    for pod in all_pods(manifests):
         for container in containers_of(pod):
             assert container["resources"]["requests"].keys() >= {"cpu", "memory"}
             assert container["resources"]["limits"]["memory"]
 
 
 def test_the_grace_period_is_longer_than_the_drain(manifests: list[Manifest]) -> None:
-    for pod in map(pod_of, workloads(manifests)):
+    for pod in all_pods(manifests):
         for container in pod["containers"]:
             drains_s = [
                 float(entry["value"])
@@ -77,8 +111,17 @@ def test_the_grace_period_is_longer_than_the_drain(manifests: list[Manifest]) ->
             assert pod["terminationGracePeriodSeconds"] > needed_s
 
 
-def test_no_secret_stands_in_a_pod(manifests: list[Manifest]) -> None:
-    for pod in map(pod_of, workloads(manifests)):
+def test_no_secret_stands_outside_of_secrets(manifests: list[Manifest]) -> None:
+    secrets = [one for one in manifests if one["kind"] == "Secret"]
+    values = [base64.b64decode(text).decode() for one in secrets for text in one["data"].values()]
+    passwords = [value for value in values if re.fullmatch(r"[0-9A-Za-z]{40,}", value)]
+    assert bool(passwords) == bool(secrets)
+    text = json.dumps([one for one in manifests if one["kind"] != "Secret"])
+    assert not any(value in text for value in (*values, *passwords))
+
+
+def test_no_pod_names_a_password(manifests: list[Manifest]) -> None:
+    for pod in all_pods(manifests):
         for container in containers_of(pod):
             for entry in container.get("env", []):
                 assert "@redis" not in entry.get("value", "")

@@ -9,9 +9,11 @@ from typing import Final
 
 import pytest
 
+from services.controller.scaling_settings import ScalingSettings
 from tests.chart.manifests import CHART, Manifest, environment_of, service_containers
 from understudy.serving import ServingSettings
 
+SCALING: Final = "UNDERSTUDY_SCALING_"
 SERVICES: Final = ("attention", "controller", "distiller", "experts", "kvstore", "router")
 ONLY_WITH_TLS: Final = {
     "UNDERSTUDY_SERVING_TLS_DIR",
@@ -32,8 +34,13 @@ def _settings_of(service: str) -> type[ServingSettings]:
     return settings
 
 
-def _variables(prefix: str, settings: type[ServingSettings]) -> set[str]:
+def _variables(prefix: str, settings: type[ServingSettings | ScalingSettings]) -> set[str]:
     return {f"{prefix}{field.name.upper()}" for field in fields(settings)}
+
+
+def _container_of(section: str) -> str:
+    """The container whose variables a section of values makes."""
+    return "controller" if section == "scaling" else section
 
 
 def _environments(manifests: list[Manifest], service: str) -> list[Mapping[str, str]]:
@@ -51,6 +58,8 @@ def test_the_variables_of_a_container_are_the_settings_of_its_service(
     expected = _variables("UNDERSTUDY_SERVING_", ServingSettings) | _variables(
         f"UNDERSTUDY_{service.upper()}_", _settings_of(service)
     )
+    if service == "controller":
+        expected |= _variables(SCALING, ScalingSettings)
     for environment in _environments(manifests, service):
         assert environment.keys() | ONLY_WITH_TLS & expected == expected
 
@@ -67,12 +76,14 @@ def test_a_service_accepts_the_environment_of_its_container(
         serving = ServingSettings.from_env(environment)
         assert serving.listen.startswith("0.0.0.0:")
         assert is_dataclass(_settings_of(service).from_env(environment))
+        if service == "controller":
+            assert is_dataclass(ScalingSettings.from_env(environment))
 
 
 SCHEMA: Final = json.loads((CHART / "values.schema.json").read_text())["properties"]
 BOUNDS: Final = [
     (service, key, rule[bound])
-    for service in SERVICES
+    for service in (*SERVICES, "scaling")
     for key, rule in SCHEMA[service]["properties"]["settings"]["properties"].items()
     for bound in ("minimum", "maximum")
     if bound in rule
@@ -84,12 +95,27 @@ def test_a_service_accepts_the_extremes_that_the_schema_allows(
     defaults: list[Manifest], service: str, key: str, bound: float
 ) -> None:
     variable = re.sub(r"([A-Z])", r"_\1", key).upper()
-    environment = dict(_environments(defaults, service)[0])
+    reader = ScalingSettings if service == "scaling" else _settings_of(service)
+    environment = dict(_environments(defaults, _container_of(service))[0])
     environment[f"UNDERSTUDY_{service.upper()}_{variable}"] = f"{bound:g}"
-    assert is_dataclass(_settings_of(service).from_env(environment))
+    assert is_dataclass(reader.from_env(environment))
 
 
 def test_no_variable_is_set_twice(manifests: list[Manifest]) -> None:
     for container in service_containers(manifests):
         names = [entry["name"] for entry in container["env"]]
         assert len(names) == len(set(names))
+
+
+FRACTIONS: Final = [
+    (section, field.name)
+    for section in (*SERVICES, "scaling")
+    for field in fields(ScalingSettings if section == "scaling" else _settings_of(section))
+    if field.type in ("float", float)
+]
+
+
+@pytest.mark.parametrize(("section", "name"), FRACTIONS)
+def test_the_schema_admits_fractions_where_a_setting_takes_them(section: str, name: str) -> None:
+    key = re.sub(r"_([a-z])", lambda found: found[1].upper(), name)
+    assert SCHEMA[section]["properties"]["settings"]["properties"][key]["type"] == "number"

@@ -9,7 +9,7 @@ import yaml
 
 from deploy.tools.chart_docs import CHART as DOCUMENTED_CHART
 from deploy.tools.chart_docs import make_files
-from tests.chart.manifests import CHART, PRESETS, Helm, RenderError
+from tests.chart.manifests import CASES, CHART, Helm, RenderError
 
 VALUES: Final[Mapping[str, Any]] = yaml.safe_load((CHART / "values.yaml").read_text())
 TYPOS: Final = (
@@ -21,15 +21,24 @@ TYPOS: Final = (
     "experts.settings.credit",
     "kvstore.settings.bytes",
     "redis.kv.url",
+    "redis.password",
     "redis.control.persistance",
     "distiller.persistence.sise",
+    "scaling.enable",
+    "scaling.settings.interval",
+    "networkPolicy.enable",
+    "telemetry.podMonitors.intervall",
+    "telemetry.collector.endpoint",
+    "experts.gpu",
+    "router.priorityClass",
+    "networkPolicy.caller",
 )
 WRONG: Final[tuple[tuple[str, object], ...]] = (
     ("router.replicas", "two"),
     ("router.replicas", 0),
     ("serving.logLevel", "loud"),
     ("serving.traceSampleRatio", 2),
-    ("image.digest", "sha256:short"),
+    ("image.digests.worker", "sha256:short"),
     ("redis.kv.maxMemory", "much"),
     ("pools", []),
     ("pools", [{"name": "llm", "model": "smollm2", "ffn": "fused"}]),
@@ -37,6 +46,13 @@ WRONG: Final[tuple[tuple[str, object], ...]] = (
     ("pools", [{"name": "LLM", "modelName": "m", "model": "smollm2", "ffn": "fused"}]),
     ("pools", [{"name": "llm", "modelName": "m", "model": "smollm2", "ffn": "both"}]),
     ("pools", [{"name": "llm", "modelName": "m", "model": "m", "ffn": "fused", "atention": {}}]),
+    ("scaling.pools", []),
+    ("scaling.pools", [{"name": "llm", "attention": {"minReplica": 1}}]),
+    ("scaling.pools", [{"name": "llm", "attention": {"minReplicas": 0}}]),
+    ("scaling.pools", [{"name": "llm", "utilisation": 2}]),
+    ("scaling.maxGpus", -1),
+    ("telemetry.collector.exportEndpoint", "http://tempo:4317"),
+    ("telemetry.podMonitors.interval", "often"),
 )
 
 
@@ -46,7 +62,7 @@ def test_the_readme_and_the_schema_are_up_to_date() -> None:
         assert path.read_text() == text, f"{path.name} is stale: run deploy/tools/chart_docs.py"
 
 
-@pytest.mark.parametrize("preset", [None, *PRESETS], ids=lambda preset: preset and preset.stem)
+@pytest.mark.parametrize("preset", [None, *CASES], ids=lambda preset: preset and preset.stem)
 def test_helm_lint_has_no_complaint(helm: Helm, preset: Any) -> None:
     flags = ["--values", str(preset)] if preset else []
     assert "0 chart(s) failed" in helm.run("lint", str(CHART), "--strict", *flags)
@@ -96,23 +112,56 @@ BUILT_IN: Final[Mapping[str, object]] = {
     "weights.existingClaim": "marker8",
     "weights.mountPath": "/marker9",
     "router.service.type": "NodePort",
+    "router.service.annotations": {"marker26": "yes"},
     "redis.image.repository": "marker10",
     "redis.image.tag": "marker11",
     "redis.kv.maxMemory": "12mb",
     "redis.control.maxMemory": "13mb",
+    "attention.gpus": 61,
+    "attention.resourceClaims": [{"name": "marker20"}],
+    "experts.gpus": 62,
+    "gpuResource": "marker21/gpu",
+    "topologySpread": [
+        {"topologyKey": "marker22", "maxSkew": 1, "whenUnsatisfiable": "DoNotSchedule"}
+    ],
+    "telemetry.podMonitors.enabled": True,
+    "telemetry.podMonitors.interval": "2467s",
+    "telemetry.rules.enabled": True,
+    "telemetry.dashboards.enabled": True,
+    "networkPolicy.enabled": True,
+    "networkPolicy.apiServerPorts": [2468],
+    "scaling.enabled": True,
+    "scaling.dryRun": True,
+    "scaling.settings.intervalS": 351.5,
+    "scaling.settings.readTimeoutS": 34.5,
+    "scaling.settings.unschedulableAfterS": 3521,
+    "scaling.pools": [{"name": "llm", "ttftS": 24680}],
+}
+COLLECTOR: Final[Mapping[str, object]] = {
+    "telemetry.collector.enabled": True,
+    "telemetry.collector.exportEndpoint": "marker25:4317",
 }
 EXTERNAL: Final[Mapping[str, object]] = {
-    "image.digest": f"sha256:{'1' * 64}",
+    **COLLECTOR,
+    "telemetry.collector.image.digest": f"sha256:{'3' * 64}",
+    "image.digests.router": f"sha256:{'1' * 64}",
+    "image.digests.worker": f"sha256:{'4' * 64}",
+    "image.digests.distiller": f"sha256:{'5' * 64}",
     "redis.image.digest": f"sha256:{'2' * 64}",
     "router.keysSecret": "marker14",
     "distiller.persistence.existingClaim": "marker15",
     "redis.kv.externalSecret": "marker16",
+    "redis.usersSecret": "marker24",
 }
 URLS: Final[Mapping[str, object]] = {
     "redis.kv.externalUrl": "redis://marker17",
     "redis.control.externalUrl": "redis://marker18",
 }
-CONTROL_SECRET: Final[Mapping[str, object]] = {"redis.control.externalSecret": "marker19"}
+CONTROL_SECRET: Final[Mapping[str, object]] = {
+    "redis.control.externalSecret": "marker19",
+    "networkPolicy.externalRedisPort": 2469,
+    "experts.resourceClaims": [{"name": "marker23"}],
+}
 SPECIAL: Final = frozenset({*BUILT_IN, *EXTERNAL, *URLS, *CONTROL_SECRET, "pools"})
 
 
@@ -127,6 +176,8 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 def _marker(ordinal: int, path: str, default: object) -> object:
     """A value of the default's type that appears nowhere else in the manifests."""
     text = f"marker{ordinal}"
+    if path.startswith("networkPolicy."):
+        return [{"podSelector": {"matchLabels": {text: "true"}}}]
     if path.endswith(".resources"):
         return {"requests": {"cpu": text, "memory": text}, "limits": {"memory": text}}
     if isinstance(default, list):
@@ -140,8 +191,12 @@ def _marker(ordinal: int, path: str, default: object) -> object:
 
 def _marks(value: object) -> str:
     """What must be found in the manifests for a value to have reached them."""
+    if isinstance(value, list) and isinstance(value[0], int):
+        return str(value[0])
+    if isinstance(value, list) and "podSelector" in value[0]:
+        return str(next(iter(value[0]["podSelector"]["matchLabels"])))
     if isinstance(value, list):
-        return str(next(iter(value[0].values())))
+        return str(list(value[0].values())[-1 if "ttftS" in value[0] else 0])
     if isinstance(value, dict):
         first = next(iter(value.items()))
         return str(first[1]["cpu"] if first[0] == "requests" else first[0])
@@ -155,7 +210,9 @@ def test_every_value_reaches_a_manifest(helm: Helm) -> None:
         if path not in SPECIAL
     }
     pools = [{"name": "llm", "modelName": "m", "model": "m", "ffn": "remote"}]
-    for values in ({**markers, **BUILT_IN, "pools": pools}, EXTERNAL, URLS, CONTROL_SECRET):
+    collector = {path: markers.pop(path) for path in tuple(markers) if "collector." in path}
+    built_in = {**markers, **BUILT_IN, "pools": pools}
+    for values in (built_in, {**collector, **COLLECTOR}, EXTERNAL, URLS, CONTROL_SECRET):
         text = json.dumps(helm.render(values=values))
         unread = [path for path, value in values.items() if _marks(value) not in text]
         assert not [path for path in unread if path != "pools"], "no template reads these"

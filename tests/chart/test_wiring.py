@@ -47,7 +47,7 @@ def _served_addresses(manifests: list[Manifest]) -> set[str]:
 
 def test_every_address_in_the_default_chart_is_served(defaults: list[Manifest]) -> None:
     served = _served_addresses(defaults)
-    local = ("0.0.0.0:", "127.0.0.1:")
+    local = ("0.0.0.0:", "127.0.0.1:", "redis://secret:")
     for container in service_containers(defaults):
         for name, value in environment_of(container).items():
             for address in ADDRESS.findall(value.replace("redis://", "")):
@@ -133,6 +133,10 @@ def test_the_two_built_in_servers_differ_in_eviction_and_persistence(
         pod_of(named(defaults, "StatefulSet", f"demo-understudy-redis-{role}"))["containers"][0]
         for role in ("kv", "control")
     )
+    for server in (kv, control):
+        # Protected mode would refuse other pods, as long as the default user needs no password.
+        mode = server["command"].index("--protected-mode")
+        assert server["command"][mode + 1] == "no"
     assert "allkeys-lfu" in kv["command"]
     assert kv["command"][-2:] == ["--appendonly", "no"]
     assert "noeviction" in control["command"]
@@ -153,7 +157,7 @@ def test_a_release_name_too_long_for_object_names_is_refused_with_the_remedy(hel
 
 
 def test_the_router_gets_the_digest_of_the_key_that_callers_get(defaults: list[Manifest]) -> None:
-    [secret] = [one for one in defaults if one["kind"] == "Secret"]
+    secret = named(defaults, "Secret", "demo-understudy-keys")
     values = {name: base64.b64decode(value) for name, value in secret["data"].items()}
     digest = hashlib.sha256(values["api-key"]).hexdigest()
     assert json.loads(values["api-keys.json"]) == [{"tenant": "default", "sha256": digest}]

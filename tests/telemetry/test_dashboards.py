@@ -8,7 +8,15 @@ import pytest
 
 from deploy.telemetry.boards import DASHBOARDS
 from deploy.telemetry.expressions import plain, read
-from deploy.telemetry.generate import FOLDER, main, rendered, stale, write
+from deploy.telemetry.generate import (
+    FOLDER,
+    main,
+    rendered,
+    stale,
+    stale_copies,
+    write,
+    write_copies,
+)
 from deploy.telemetry.panels import GRID_WIDTH, Dashboard
 from deploy.telemetry.schema import Schema
 
@@ -17,6 +25,7 @@ TOPICS = {"request-path", "slm-first", "afd", "kv-tier", "flywheel", "scaling"}
 
 def test_the_committed_files_are_what_is_generated(capsys: pytest.CaptureFixture[str]) -> None:
     assert stale() == []
+    assert stale_copies() == []
     assert main(["--check"]) == 0
     assert capsys.readouterr().out == ""
 
@@ -30,6 +39,17 @@ def test_a_file_that_differs_or_belongs_to_nobody_is_named(tmp_path: Path) -> No
     assert stale(tmp_path) == ["afd.json", "old.json", "scaling.json"]
     write(tmp_path)
     assert stale(tmp_path) == []
+
+
+def test_a_copy_of_the_chart_that_differs_or_is_of_nothing_is_named(tmp_path: Path) -> None:
+    write_copies(tmp_path)
+    assert stale_copies(tmp_path) == []
+    (tmp_path / "rules.yaml").write_text("groups: []")
+    (tmp_path / "dashboards" / "old.json").write_text("{}")
+    (tmp_path / "collector.yaml").unlink()
+    assert stale_copies(tmp_path) == ["collector.yaml", "dashboards/old.json", "rules.yaml"]
+    write_copies(tmp_path)
+    assert stale_copies(tmp_path) == []
 
 
 def test_there_is_one_dashboard_for_each_topic() -> None:

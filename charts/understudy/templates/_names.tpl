@@ -38,6 +38,14 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- end -}}
 {{- end -}}
 
+{{/* Image that a service runs in. Takes root and service. */}}
+{{- define "understudy.serviceImage" -}}
+{{- $target := get (dict "attention" "worker" "experts" "worker" "distiller" "distiller") .service | default "router" -}}
+{{- $image := .root.Values.image -}}
+{{- $one := dict "repository" (printf "%s-%s" $image.repository $target) "tag" $image.tag "digest" (get $image.digests $target) -}}
+{{- include "understudy.image" (dict "image" $one "defaultTag" .root.Chart.AppVersion) -}}
+{{- end -}}
+
 {{/* Name of an attention or expert StatefulSet and its headless Service. Takes root, pool, part. */}}
 {{- define "understudy.worker" -}}
 {{- printf "%s-%s-%s" (include "understudy.fullname" .root) .pool .part -}}
@@ -58,8 +66,20 @@ callers reach every worker. Takes root, pool, part and replicas. */}}
 {{- define "understudy.grpcPort" -}}9000{{- end -}}
 {{- define "understudy.metricsPort" -}}9464{{- end -}}
 {{- define "understudy.httpPort" -}}8080{{- end -}}
+{{- define "understudy.otlpPort" -}}4317{{- end -}}
 {{- define "understudy.kvstorePort" -}}9001{{- end -}}
 {{- define "understudy.kvstoreMetricsPort" -}}9465{{- end -}}
+
+{{/* Where services send traces: the chart's collector, one of yours, or nowhere. */}}
+{{- define "understudy.otlpEndpoint" -}}
+{{- if not .Values.telemetry.collector.enabled -}}
+{{- .Values.serving.otlpEndpoint -}}
+{{- else if .Values.serving.otlpEndpoint -}}
+{{- fail "serving.otlpEndpoint and telemetry.collector.enabled both say where traces go: leave one out, or hand the collector's traces on with telemetry.collector.exportEndpoint" -}}
+{{- else -}}
+{{- printf "http://%s-collector:%s" (include "understudy.fullname" .) (include "understudy.otlpPort" .) -}}
+{{- end -}}
+{{- end -}}
 
 {{/* Secret with the API keys of the router: the chart's own or one of yours. */}}
 {{- define "understudy.keysSecret" -}}

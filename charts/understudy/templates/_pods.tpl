@@ -15,11 +15,13 @@ capabilities:
   drop: [ALL]
 {{- end -}}
 
-{{/* What every pod has. Takes root, placement (values with nodeSelector and tolerations) and user.
-The grace period covers preStop, the drain and a margin to exit. */}}
+{{/* What every pod has. Takes root, placement (values with nodeSelector and tolerations) and user;
+optionally account, the name of a ServiceAccount whose token is mounted, and spread, the labels (as
+understudy.selector takes them) of the pods that this one keeps away from. The grace period covers
+preStop, the drain and a margin to exit. */}}
 {{- define "understudy.pod" -}}
-serviceAccountName: {{ include "understudy.fullname" .root }}
-automountServiceAccountToken: false
+serviceAccountName: {{ .account | default (include "understudy.fullname" .root) }}
+automountServiceAccountToken: {{ .account | empty | not }}
 enableServiceLinks: false
 terminationGracePeriodSeconds: {{ add .root.Values.serving.preStopS .root.Values.serving.drainGraceS 10 }}
 securityContext:
@@ -36,6 +38,40 @@ nodeSelector:
 tolerations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
+{{- with .placement.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .placement.resourceClaims }}
+resourceClaims:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- if .spread }}
+{{- range $index, $constraint := .root.Values.topologySpread }}
+{{- if eq $index 0 }}
+topologySpreadConstraints:
+{{- end }}
+  - {{ toYaml $constraint | nindent 4 | trim }}
+    labelSelector:
+      matchLabels:
+        {{- include "understudy.selector" $.spread | nindent 8 }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* Compute resources of a worker, with its GPUs or the devices it claims. Takes root and part (values
+with resources, gpus and resourceClaims). */}}
+{{- define "understudy.workerResources" -}}
+{{- $resources := deepCopy .part.resources -}}
+{{- if .part.resourceClaims -}}
+{{- $claims := list -}}
+{{- range .part.resourceClaims }}{{ $claims = append $claims (dict "name" .name) }}{{ end -}}
+{{- $_ := set $resources "claims" $claims -}}
+{{- else if .part.gpus -}}
+{{- $limits := $resources.limits | default dict -}}
+{{- $_ := set $limits .root.Values.gpuResource (int .part.gpus | toString) -}}
+{{- $_ := set $resources "limits" $limits -}}
+{{- end -}}
+{{- toYaml $resources -}}
 {{- end -}}
 
 {{/* Settings as environment variables: key `drainGraceS` under prefix UNDERSTUDY_SERVING becomes
@@ -57,11 +93,11 @@ UNDERSTUDY_SERVING_DRAIN_GRACE_S. Numbers arrive as floats from YAML and leave w
 
 {{/* A container of an Understudy service. Takes root, service, settings (all of its fields),
 resources, port, metricsPort; optionally portName, metricsPortName, ports and mounts (further ones, as
-YAML), maxConnectionAgeS and isSidecar. */}}
+YAML), maxConnectionAgeS, isSidecar and scaling (all settings of scaling). */}}
 {{- define "understudy.container" -}}
 {{- $serving := .root.Values.serving -}}
 - name: {{ .service }}
-  image: {{ include "understudy.image" (dict "image" .root.Values.image "defaultTag" .root.Chart.AppVersion) }}
+  image: {{ include "understudy.serviceImage" . }}
   imagePullPolicy: {{ .root.Values.image.pullPolicy }}
   command: [python, -m, services.{{ .service }}]
   env:
@@ -69,7 +105,7 @@ YAML), maxConnectionAgeS and isSidecar. */}}
           "listen" (printf "0.0.0.0:%s" .port)
           "metricsListen" (printf "0.0.0.0:%s" .metricsPort)
           "drainGraceS" $serving.drainGraceS
-          "otlpEndpoint" $serving.otlpEndpoint
+          "otlpEndpoint" (include "understudy.otlpEndpoint" .root)
           "traceSampleRatio" $serving.traceSampleRatio
           "logLevel" $serving.logLevel
           "maxCallS" $serving.maxCallS
@@ -77,6 +113,9 @@ YAML), maxConnectionAgeS and isSidecar. */}}
           "maxConnectionAgeS" (.maxConnectionAgeS | default 0)
           "readyFile" "")) | trim | nindent 4 }}
     {{- include "understudy.env" (dict "prefix" (printf "UNDERSTUDY_%s" (upper .service)) "settings" .settings) | trim | nindent 4 }}
+    {{- with .scaling }}
+    {{- include "understudy.env" (dict "prefix" "UNDERSTUDY_SCALING" "settings" .) | trim | nindent 4 }}
+    {{- end }}
   ports:
     - {name: {{ .portName | default "grpc" }}, containerPort: {{ .port }}}
     - {name: {{ .metricsPortName | default "metrics" }}, containerPort: {{ .metricsPort }}}

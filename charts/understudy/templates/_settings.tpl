@@ -1,6 +1,8 @@
-{{/* Pools with the top-level defaults of their parts merged in, as a YAML list. */}}
+{{/* Pools with the top-level defaults of their parts merged in, and with their entry of
+`scaling.pools` as `scaling` where they are sized, as a YAML list. */}}
 {{- define "understudy.pools" -}}
 {{- $pools := list -}}
+{{- $scaled := include "understudy.scaledPools" . | fromYaml -}}
 {{- $names := list -}}
 {{- range $pool := .Values.pools -}}
 {{- if has $pool.name $names -}}
@@ -11,21 +13,14 @@
 {{- range $part := list "attention" "experts" "kvstore" -}}
 {{- $_ := set $parts $part (mustMergeOverwrite (index $.Values $part | deepCopy) (index $pool $part | default dict)) -}}
 {{- end -}}
-{{- $pools = append $pools (merge $parts $pool) -}}
+{{- $pools = append $pools (merge $parts (dict "scaling" (index $scaled $pool.name | default dict)) $pool) -}}
+{{- end -}}
+{{- range $name, $_ := $scaled -}}
+{{- if not (has $name $names) -}}
+{{- fail (printf "scaling.pools names %q, which is none of pools: take it out" $name) -}}
+{{- end -}}
 {{- end -}}
 {{- toYaml $pools -}}
-{{- end -}}
-
-{{/* URL of a Redis as an environment value: text, or a reference to a Secret. Takes root and role. */}}
-{{- define "understudy.redisUrl" -}}
-{{- $redis := index .root.Values.redis .role -}}
-{{- if $redis.externalSecret -}}
-url: {secretKeyRef: {name: {{ $redis.externalSecret }}, key: url}}
-{{- else if $redis.externalUrl -}}
-url: {{ $redis.externalUrl | quote }}
-{{- else -}}
-url: redis://{{ include "understudy.fullname" .root }}-redis-{{ .role }}:6379/0
-{{- end -}}
 {{- end -}}
 
 {{/* All settings of one service, chart-made and from values; names follow services/X/settings.py. */}}
@@ -58,8 +53,12 @@ url: redis://{{ include "understudy.fullname" .root }}-redis-{{ .role }}:6379/0
 {{- $pools := list -}}
 {{- range $pool := include "understudy.pools" . | fromYamlArray -}}
 {{- if eq $pool.ffn "remote" -}}
-{{- $replicas := include "understudy.addresses" (dict "root" $ "pool" $pool.name "part" "experts" "replicas" $pool.experts.replicas) | fromJsonArray -}}
-{{- $pools = append $pools (dict "pool" $pool.name "replicas" $replicas) -}}
+{{- $part := dict "root" $ "pool" $pool.name "part" "experts" "replicas" $pool.experts.replicas -}}
+{{- if $pool.scaling -}}
+{{- $pools = append $pools (dict "pool" $pool.name "replicas" (printf "k8s:%s/%s:grpc" $.Release.Namespace (include "understudy.worker" $part))) -}}
+{{- else -}}
+{{- $pools = append $pools (dict "pool" $pool.name "replicas" (include "understudy.addresses" $part | fromJsonArray)) -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- toYaml (merge (dict "pools" (toJson $pools)) .Values.controller.settings) -}}
@@ -68,7 +67,8 @@ url: redis://{{ include "understudy.fullname" .root }}-redis-{{ .role }}:6379/0
 {{- define "understudy.routerSettings" -}}
 {{- $pools := list -}}
 {{- range $pool := include "understudy.pools" . | fromYamlArray -}}
-{{- $workers := include "understudy.addresses" (dict "root" $ "pool" $pool.name "part" "attention" "replicas" $pool.attention.replicas) | fromJsonArray -}}
+{{- $replicas := $pool.scaling | empty | ternary $pool.attention.replicas (max $pool.attention.replicas ($pool.scaling | dig "attention" "maxReplicas" 0)) -}}
+{{- $workers := include "understudy.addresses" (dict "root" $ "pool" $pool.name "part" "attention" "replicas" $replicas) | fromJsonArray -}}
 {{- $pools = append $pools (dict "name" $pool.name "workers" $workers "version_dir" ($pool.versionDir | default "")) -}}
 {{- end -}}
 {{- $redis := include "understudy.redisUrl" (dict "root" . "role" "control") | fromYaml -}}

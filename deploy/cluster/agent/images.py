@@ -19,6 +19,8 @@ WORK_FOLDER: Final = "/app"
 _ROOT_FOLDERS: Final = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _SYSTEM_FILES: Final = ("/etc/ssl", "/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime")
 _SOURCES: Final = ("understudy", "services", "kernels", "models")
+_TARGETS: Final = ("router", "worker", "distiller")
+"""Images of our services; the checkout stands for each."""
 _CACHE: Final = "/var/cache/image"
 """Where an image would carry what is compiled for it; here it is what this machine compiled."""
 
@@ -94,8 +96,10 @@ def valkey_image(system: Image) -> Image:
 def standard_images(environ: Mapping[str, str]) -> dict[str, Image]:
     """Return every image that the agent knows, by the last part of its repository."""
     system = system_image()
+    ours = understudy_image(system, environ)
     return {
         "busybox": system,
-        "understudy": understudy_image(system, environ),
+        "understudy": ours,
+        **{f"understudy-{target}": ours for target in _TARGETS},
         "valkey": valkey_image(system),
     }

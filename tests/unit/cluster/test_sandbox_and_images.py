@@ -27,8 +27,14 @@ def test_the_repository_names_the_image(reference: str) -> None:
 
 
 def test_an_unknown_image_is_named_with_those_that_are_known() -> None:
-    with pytest.raises(ImageError, match="image 'nginx:1'; known are: busybox, understudy, valkey"):
+    with pytest.raises(ImageError, match="image 'nginx:1'; known are: busybox, understudy, unders"):
         find_image("nginx:1", standard_images({}))
+
+
+def test_every_image_of_our_services_is_the_checkout() -> None:
+    images = standard_images({})
+    for target in ("router", "worker", "distiller"):
+        assert find_image(f"r.example/understudy-{target}:1", images) == images["understudy"]
 
 
 def test_images_are_shown_read_only() -> None:

@@ -1,0 +1,110 @@
+{{/* Entries of `scaling.pools` by name, with the defaults of a pool merged in; empty while scaling is
+off. */}}
+{{- define "understudy.scaledPools" -}}
+{{- $scaled := dict -}}
+{{- if .Values.scaling.enabled -}}
+{{- $defaults := include "understudy.scalingDefaults" . | fromYaml -}}
+{{- range $entry := .Values.scaling.pools -}}
+{{- if hasKey $scaled $entry.name -}}
+{{- fail (printf "scaling.pools names %q twice" $entry.name) -}}
+{{- end -}}
+{{- $_ := set $scaled $entry.name (mustMergeOverwrite (deepCopy $defaults) $entry) -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $scaled -}}
+{{- end -}}
+
+{{/* What an entry of `scaling.pools` leaves out; the same as the documented first one. */}}
+{{- define "understudy.scalingDefaults" -}}
+ttftS: 2
+tpotS: 0.1
+utilisation: 0.7
+startS: 180
+idleS: 0
+attention: {minReplicas: 1, maxReplicas: 4, costPerHour: 0}
+experts: {minReplicas: 2, maxReplicas: 4, costPerHour: 0}
+{{- end -}}
+
+{{/* Not empty where the chart says how many replicas there are: written into a workload that is
+sized, every upgrade would reset it. Takes root and pool (merged). */}}
+{{- define "understudy.setsReplicas" -}}
+{{- if or (not .pool.scaling) .root.Values.scaling.dryRun }}true{{ end -}}
+{{- end -}}
+
+{{/* Name of the workload that a part runs as, as the controller's rules and Role know it. Takes root,
+pool (merged) and part. */}}
+{{- define "understudy.workload" -}}
+{{- $isDeployment := and (not (empty .pool.scaling)) (eq .part "experts") -}}
+{{- printf "%s/%s" (ternary "deployments" "statefulsets" $isDeployment) (include "understudy.worker" (dict "root" .root "pool" .pool.name "part" .part)) -}}
+{{- end -}}
+
+{{/* Workloads that are sized, as a YAML list. Takes the root. */}}
+{{- define "understudy.scaledWorkloads" -}}
+{{- $workloads := list -}}
+{{- range $pool := include "understudy.pools" . | fromYamlArray -}}
+{{- if $pool.scaling -}}
+{{- range $part := eq $pool.ffn "remote" | ternary (list "attention" "experts") (list "attention") -}}
+{{- $workloads = append $workloads (include "understudy.workload" (dict "root" $ "pool" $pool "part" $part)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $workloads -}}
+{{- end -}}
+
+{{/* Rules of one part of a scaled pool. Takes root, pool (merged) and part. */}}
+{{- define "understudy.partRules" -}}
+{{- $bounds := index .pool.scaling .part -}}
+{{- dict
+      "workload" (include "understudy.workload" .)
+      "min_replicas" (int $bounds.minReplicas)
+      "max_replicas" (int $bounds.maxReplicas)
+      "gpus" (int (index .pool .part).gpus)
+      "cost_per_hour" $bounds.costPerHour | toYaml -}}
+{{- end -}}
+
+{{/* UNDERSTUDY_SCALING_RULES: services/controller/scaling/rules.py says what each key means. The
+order of `scaling.pools` is kept, since the first pool is the most important one. */}}
+{{- define "understudy.scalingRules" -}}
+{{- $scaling := .Values.scaling -}}
+{{- $byName := dict -}}
+{{- range $pool := include "understudy.pools" . | fromYamlArray -}}
+{{- $_ := set $byName $pool.name $pool -}}
+{{- end -}}
+{{- $pools := list -}}
+{{- range $entry := $scaling.pools -}}
+{{- $pool := index $byName $entry.name -}}
+{{- $rules := dict
+      "name" $pool.name
+      "ttft_s" $pool.scaling.ttftS
+      "tpot_s" $pool.scaling.tpotS
+      "utilisation" $pool.scaling.utilisation
+      "start_s" $pool.scaling.startS -}}
+{{- with $pool.scaling.idleS }}{{ $_ := set $rules "idle_s" . }}{{ end -}}
+{{- range $part := eq $pool.ffn "remote" | ternary (list "attention" "experts") (list "attention") -}}
+{{- $_ := set $rules $part (include "understudy.partRules" (dict "root" $ "pool" $pool "part" $part) | fromYaml) -}}
+{{- end -}}
+{{- $pools = append $pools $rules -}}
+{{- end -}}
+{{- $budgets := dict -}}
+{{- with $scaling.maxGpus }}{{ $_ := set $budgets "max_gpus" . }}{{ end -}}
+{{- with $scaling.maxCostPerHour }}{{ $_ := set $budgets "max_cost_per_hour" . }}{{ end -}}
+{{- merge (dict
+      "pools" $pools
+      "up_cool_down_s" $scaling.upCoolDownS
+      "down_cool_down_s" $scaling.downCoolDownS
+      "down_window_s" $scaling.downWindowS
+      "retry_s" $scaling.retryS) $budgets | toJson -}}
+{{- end -}}
+
+{{/* All settings of scaling, beside the controller's own. */}}
+{{- define "understudy.scalingSettings" -}}
+{{- $rules := "" -}}
+{{- if .Values.scaling.enabled }}{{ $rules = include "understudy.scalingRules" . }}{{ end -}}
+{{- toYaml (merge (dict
+      "rules" $rules
+      "namespace" (dict "fieldRef" (dict "fieldPath" "metadata.namespace"))
+      "routers" (printf "app.kubernetes.io/instance=%s,app.kubernetes.io/component=router" .Release.Name)
+      "lease" (printf "%s-controller" (include "understudy.fullname" .))
+      "identity" ""
+      "dryRun" .Values.scaling.dryRun) .Values.scaling.settings) -}}
+{{- end -}}

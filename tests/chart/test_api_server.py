@@ -1,0 +1,167 @@
+"""A real API server takes what the chart renders, and keeps what upgrades have to keep.
+
+etcd and the API server run here as processes; no pod starts. Helm itself installs and upgrades.
+"""
+
+import subprocess
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.chart.manifests import CASES, CHART, Helm, Manifest
+from tests.chart.rights import NOT_GRANTED, RIGHTS
+from tests.integration.control_plane import ControlPlane, find_binaries
+from understudy.local.ports import free_port
+
+BINARIES: Final = find_binaries()
+pytestmark = [
+    pytest.mark.skipif(
+        BINARIES is None,
+        reason="no kube-apiserver, etcd, controller manager and scheduler in the cache or on PATH",
+    ),
+    pytest.mark.timeout(300),
+]
+RELEASE: Final = "demo"
+RESTRICTED: Final = {
+    f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn", "audit")
+}
+WITHOUT_OPERATOR: Final = (
+    "--set=telemetry.podMonitors.enabled=false",
+    "--set=telemetry.rules.enabled=false",
+)
+
+
+@dataclass(frozen=True)
+class Site:
+    """One namespace with the restricted standard, and Helm to install into it."""
+
+    plane: ControlPlane
+    helm: Helm
+    namespace: str
+
+    def install(self, *flags: str) -> str:
+        """Install or upgrade the release; return what Helm said, warnings included."""
+        command = (str(self.helm.binary), "upgrade", "--install", RELEASE, str(CHART))
+        place = (
+            f"--kubeconfig={self.plane.folder / 'kubeconfig'}",
+            f"--namespace={self.namespace}",
+        )
+        done = subprocess.run(
+            [*command, *place, *flags], capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    def get(self, path: str) -> Manifest:
+        """Read an object of the namespace; `apps/v1` and the like are part of the path."""
+        group, _, rest = path.rpartition("//")
+        root = f"/apis/{group}" if group else "/api/v1"
+        found: Manifest = self.plane.call("GET", f"{root}/namespaces/{self.namespace}/{rest}")
+        return found
+
+    def may(self, account: str, group: str, resource: str, verb: str, name: str) -> bool:
+        """Ask whether an account of the namespace may do something in it."""
+        kind, _, part = resource.partition("/")
+        asked = {"namespace": self.namespace, "group": group, "resource": kind, "verb": verb}
+        review = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SubjectAccessReview",
+            "spec": {
+                "user": f"system:serviceaccount:{self.namespace}:{account}",
+                "groups": ["system:serviceaccounts", "system:authenticated"],
+                "resourceAttributes": {**asked, "subresource": part, "name": name},
+            },
+        }
+        path = "/apis/authorization.k8s.io/v1/subjectaccessreviews"
+        allowed: bool = self.plane.call("POST", path, review)["status"]["allowed"]
+        return allowed
+
+
+@pytest.fixture(scope="module")
+def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    assert BINARIES is not None
+    ports = (free_port(), free_port(), free_port())
+    found = ControlPlane(tmp_path_factory.mktemp("plane"), BINARIES, ports)
+    try:
+        found.start()
+        yield found
+    finally:
+        found.stop()
+
+
+@pytest.fixture
+def site(plane: ControlPlane, helm: Helm) -> Site:
+    """Return a namespace of the test's own."""
+    namespace = f"test-{uuid.uuid4().hex[:8]}"
+    metadata = {"name": namespace, "labels": RESTRICTED}
+    namespaced = {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}
+    plane.call("POST", "/api/v1/namespaces", namespaced)
+    return Site(plane, helm, namespace)
+
+
+@pytest.mark.parametrize("case", [None, *CASES], ids=lambda case: case and case.stem)
+def test_the_api_server_takes_every_object_without_a_warning(site: Site, case: Path | None) -> None:
+    # It warns of unknown fields, and of pods that the restricted standard would refuse.
+    flags = [f"--values={case}"] if case else []
+    said = site.install(*flags, *WITHOUT_OPERATOR)
+    assert "W1" not in said and "arning" not in said, said
+
+
+def test_the_namespace_takes_the_pod_of_helm_test(site: Site, defaults: list[Manifest]) -> None:
+    site.install()
+    [pod] = [one for one in defaults if one["kind"] == "Pod"]
+    path = f"/api/v1/namespaces/{site.namespace}/pods?dryRun=All&fieldValidation=Strict"
+    made = site.plane.call("POST", path, pod)
+    assert made["metadata"]["name"] == pod["metadata"]["name"]
+
+
+def test_keys_and_passwords_outlive_an_upgrade(site: Site) -> None:
+    site.install()
+    names = ("demo-understudy-keys", "demo-understudy-redis")
+    before = {name: site.get(f"secrets/{name}")["data"] for name in names}
+    site.install("--set=image.tag=next")
+    assert {name: site.get(f"secrets/{name}")["data"] for name in names} == before
+
+
+def test_the_controllers_account_may_do_what_its_role_says_and_no_other_account_may(
+    site: Site,
+) -> None:
+    site.install(f"--values={CHART / 'ci' / 'scaled-values.yaml'}")
+    for right in sorted(RIGHTS):
+        assert site.may("demo-understudy-controller", *right), right
+        assert not site.may("demo-understudy", *right), right
+    for right in NOT_GRANTED:
+        assert not site.may("demo-understudy-controller", *right), right
+
+
+def _replicas(site: Site, path: str) -> int:
+    replicas: int = site.get(f"apps/v1//{path}")["spec"]["replicas"]
+    return replicas
+
+
+def test_an_upgrade_leaves_the_size_alone_that_the_controller_decided(site: Site) -> None:
+    scaled = f"--values={CHART / 'ci' / 'scaled-values.yaml'}"
+    site.install(scaled)
+    paths = (
+        "statefulsets/demo-understudy-llm-attention",
+        "deployments/demo-understudy-llm-experts",
+    )
+    for path in paths:
+        url = f"/apis/apps/v1/namespaces/{site.namespace}/{path}/scale"
+        size = {"spec": {"replicas": 5}}
+        site.plane.call("PATCH", url, size, "application/merge-patch+json")
+    site.install(scaled, "--set=image.tag=next")
+    assert [_replicas(site, path) for path in paths] == [5, 5]
+
+
+def test_turning_scaling_on_starts_a_pool_over_with_one_attention_worker(site: Site) -> None:
+    # As docs/operations.md warns: a field that leaves a manifest takes its default.
+    site.install("--set=attention.replicas=3")
+    path = "statefulsets/demo-understudy-llm-attention"
+    assert _replicas(site, path) == 3
+    site.install("--set=attention.replicas=3", "--set=scaling.enabled=true")
+    assert _replicas(site, path) == 1
