@@ -15,13 +15,6 @@ from understudy.serving import ServingSettings
 
 SCALING: Final = "UNDERSTUDY_SCALING_"
 SERVICES: Final = ("attention", "controller", "distiller", "experts", "kvstore", "router")
-ONLY_WITH_TLS: Final = {
-    "UNDERSTUDY_SERVING_TLS_DIR",
-    "UNDERSTUDY_SERVING_TLS_DOMAIN",
-    "UNDERSTUDY_SERVING_HEALTH_LISTEN",
-    "UNDERSTUDY_ROUTER_TLS_DIR",
-}
-"""Left to their defaults, which mean plaintext, where a chart has no certificates."""
 
 
 def _settings_of(service: str) -> type[ServingSettings]:
@@ -61,7 +54,7 @@ def test_the_variables_of_a_container_are_the_settings_of_its_service(
     if service == "controller":
         expected |= _variables(SCALING, ScalingSettings)
     for environment in _environments(manifests, service):
-        assert environment.keys() | ONLY_WITH_TLS & expected == expected
+        assert environment.keys() == expected
 
 
 def test_the_default_chart_has_a_container_of_every_service(defaults: list[Manifest]) -> None:

@@ -75,6 +75,7 @@
 {{- toYaml (merge (dict
       "pools" (toJson $pools)
       "httpListen" (printf "0.0.0.0:%s" (include "understudy.httpPort" .))
+      "tlsDir" ""
       "controlRedis" $redis.url
       "allowOpen" false
       "apiKeys" "@/etc/understudy/keys/api-keys.json"
