@@ -4,7 +4,7 @@ PY := $(VENV)/bin/python
 PYTHON ?= python3
 PROTOS := $(shell find protos -name '*.proto')
 .DEFAULT_GOAL := help
-.PHONY: help setup demo triton up down protos format lint types test test-cluster bench verify generate lock check clean
+.PHONY: help setup demo triton images up down protos format lint types test test-cluster bench verify generate lock check clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -22,13 +22,16 @@ demo: $(VENV)/.installed ## Start the platform, send real requests, show who ans
 triton: $(VENV)/.installed ## Unpack the Triton server outside the checkout, for the tests and for `demo TRITON=1`
 	@$(PY) deploy/tools/install_triton.py
 
+images: ## Build the container images (IMAGE_PREFIX=registry/name IMAGES="router worker")
+	@$(PYTHON) deploy/images/build.py $(if $(IMAGE_PREFIX),--prefix $(IMAGE_PREFIX)) $(IMAGES)
+
 up: $(VENV)/.installed ## Start the platform on this machine and leave it running
 	@$(PY) -m understudy.cli up
 
 down: ## Stop it
 	@$(PY) -m understudy.cli down
 
-protos generate: ## Regenerate stubs and the chart's documentation
+protos generate: ## Regenerate stubs, the chart's documentation, packages of images
 	@$(PY) deploy/tools/generate.py
 
 format: ## Format the code

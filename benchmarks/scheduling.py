@@ -1,7 +1,7 @@
 """What the scheduler is worth: `python -m benchmarks.scheduling [--quick] [--json FILE]`.
 
 (a) Time between tokens of running sequences while a 2,000-token prompt arrives, with prompts cut
-into chunks and whole, against the same sequences left alone in the same round.
+into chunks and whole, against the same sequences left alone for as many steps in the same round.
 (b) `batch` priority against first-come order on 200 requests over 20 shared prefixes, with KV for
 a few prefixes at a time: throughput, positions computed, KV peak.
 
@@ -25,12 +25,14 @@ import torch
 
 from benchmarks.cores import BLOCK_SIZE, Model, make_core, small, smollm2, submission
 from services.attention.core import EngineCore
+from services.attention.scheduler import Scheduler
 from services.attention.sequence import Priority
 from understudy.model.decoder import Compute
 
 WHOLE: Final = 1 << 20
 """A budget that no prompt exceeds: chunking is off."""
 PROMPT_TOKENS: Final = 2000
+LEAST_QUIET_STEPS: Final = 16
 TOKEN_BUDGET: Final = 256
 
 
@@ -64,32 +66,21 @@ class Gaps:
         return self.p99_s / self.quiet_median_s
 
 
-def measure_gaps(model: Model, mixed_budget: int, *, num_running: int, num_quiet: int) -> Gaps:
-    """Let sequences run alone for `num_quiet` steps, then beside a long prompt to its first token.
+def measure_gaps(model: Model, mixed_budget: int, *, num_running: int) -> Gaps:
+    """Let sequences run beside a long prompt to its first token, then as many steps without it.
 
-    Every running sequence gets a token in every step, so a gap is the duration of a step.
+    Every running sequence gets a token in every step, so a gap is the duration of a step; and in
+    the quiet run it passes through the same lengths.
     """
-    rng = random.Random(5)  # noqa: S311
-    num_blocks = (PROMPT_TOKENS + num_running * 2400) // BLOCK_SIZE
-    core, scheduler = make_core(
-        model,
-        num_blocks=num_blocks,
-        token_budget=max(mixed_budget, TOKEN_BUDGET),
-        mixed_budget=mixed_budget,
-        max_sequences=num_running + 1,
-    )
-    for index in range(num_running):
-        tokens = [rng.randrange(3, model.vocab_size) for _ in range(64)]
-        core.submit(submission(index, tokens, PROMPT_TOKENS, Priority.STANDARD))
-    while any(sequence.num_output < 4 for sequence in scheduler.sequences()):
-        core.step()
-    quiet = [timed_step(core) for _ in range(num_quiet)]
-    long_prompt = [rng.randrange(3, model.vocab_size) for _ in range(PROMPT_TOKENS)]
+    core, scheduler = running_core(model, mixed_budget, num_running)
+    long_prompt = random_tokens(model, PROMPT_TOKENS, seed=6)
     core.submit(submission(num_running, long_prompt, 2, Priority.STANDARD))
     newcomer = scheduler.sequences()[-1]
     gaps: list[float] = []
     while newcomer.num_output == 0:
         gaps.append(timed_step(core))
+    core, _ = running_core(model, mixed_budget, num_running)
+    quiet = [timed_step(core) for _ in range(max(len(gaps), LEAST_QUIET_STEPS))]
     ordered = sorted(gaps)
     return Gaps(
         quiet_median_s=median(quiet),
@@ -97,6 +88,29 @@ def measure_gaps(model: Model, mixed_budget: int, *, num_running: int, num_quiet
         p99_s=ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))],
         first_token_s=sum(gaps),
     )
+
+
+def running_core(model: Model, mixed_budget: int, num_running: int) -> tuple[EngineCore, Scheduler]:
+    """Return an engine that decodes sequences of 64 prompt tokens, and its scheduler."""
+    core, scheduler = make_core(
+        model,
+        num_blocks=(PROMPT_TOKENS + num_running * 2400) // BLOCK_SIZE,
+        token_budget=max(mixed_budget, TOKEN_BUDGET),
+        mixed_budget=mixed_budget,
+        max_sequences=num_running + 1,
+    )
+    for index in range(num_running):
+        tokens = random_tokens(model, 64, seed=100 + index)
+        core.submit(submission(index, tokens, PROMPT_TOKENS, Priority.STANDARD))
+    while any(sequence.num_output < 4 for sequence in scheduler.sequences()):
+        core.step()
+    return core, scheduler
+
+
+def random_tokens(model: Model, count: int, seed: int) -> list[int]:
+    """Return a prompt that shares nothing with any other."""
+    rng = random.Random(seed)  # noqa: S311
+    return [rng.randrange(3, model.vocab_size) for _ in range(count)]
 
 
 def timed_step(core: EngineCore) -> float:
@@ -171,8 +185,7 @@ def bench_gaps(model: Model, budgets: Sequence[int], num_rounds: int, num_runnin
     rounds: dict[int, list[Gaps]] = {budget: [] for budget in budgets}
     for _ in range(num_rounds):
         for budget in budgets:
-            gaps = measure_gaps(model, budget, num_running=num_running, num_quiet=16)
-            rounds[budget].append(gaps)
+            rounds[budget].append(measure_gaps(model, budget, num_running=num_running))
     print(f"\n(a) {model.name}: {num_running} running sequences, a {PROMPT_TOKENS}-token prompt")
     print_row(
         "mixed budget", "quiet median s", "p50 s", "p99 s", "p99 / quiet median", "first token s"
@@ -242,11 +255,11 @@ def main() -> None:
     num_rounds = 1 if wanted.quick else 5
     found: dict[str, object] = {"machine": machine()}
     print(" ".join(f"{name}={value}" for name, value in machine().items()))
-    budgets = (16, WHOLE) if wanted.quick else (16, 32, 64, 256, WHOLE)
+    budgets = (8, 16, WHOLE) if wanted.quick else (8, 16, 32, 64, 256, WHOLE)
     teacher = smollm2(wanted.compute)
     print(f"arithmetic: {teacher.compute}")
     if not wanted.quick:  # in a quick run the short prompts of each arm have to warm it up
-        measure_gaps(teacher, 256, num_running=8, num_quiet=2)
+        measure_gaps(teacher, 256, num_running=8)
     num_running = 4 if wanted.quick else 8
     found["gaps"] = bench_gaps(teacher, budgets, num_rounds, num_running)
     chosen = small() if wanted.quick else teacher

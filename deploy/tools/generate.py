@@ -1,4 +1,5 @@
-"""Regenerate what is generated: gRPC stubs, dashboards, and the chart's documentation and files.
+"""Regenerate what is generated: gRPC stubs, dashboards, the chart's documentation and files, and
+the packages of images.
 
 With --check nothing is written: the fresh output is compared with the committed files, and a
 difference is named and fails.
@@ -26,9 +27,9 @@ def main(*, is_check: bool) -> int:
             stale = differences(fresh / STUBS, ROOT / STUBS)
             for path in stale:
                 print(f"{path} is not what protos/ generates: run `make generate`.")
-            return 1 if stale else telemetry("--check") or chart_docs("--check")
+            return 1 if stale else the_rest("--check")
         replace_stubs(fresh / STUBS)
-    return telemetry() or chart_docs()
+    return the_rest()
 
 
 def generate_stubs(target: Path) -> None:
@@ -69,6 +70,11 @@ def replace_stubs(fresh: Path) -> None:
     shutil.copytree(fresh, ROOT / STUBS)
 
 
+def the_rest(*flags: str) -> int:
+    """Run the other generators up to the first that fails; returns its exit status."""
+    return telemetry(*flags) or chart_docs(*flags) or image_packages(*flags)
+
+
 def telemetry(*flags: str) -> int:
     """Run the generator of the dashboards and of the chart's copies."""
     return subprocess.run(
@@ -81,6 +87,12 @@ def chart_docs(*flags: str) -> int:
     return subprocess.run(
         [sys.executable, str(ROOT / "deploy" / "tools" / "chart_docs.py"), *flags], check=False
     ).returncode
+
+
+def image_packages(*flags: str) -> int:
+    """Run the tool that lists the locked packages of each container image."""
+    command = [sys.executable, "-m", "deploy.images.closure", *flags]
+    return subprocess.run(command, check=False, cwd=ROOT).returncode
 
 
 if __name__ == "__main__":

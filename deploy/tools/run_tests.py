@@ -1,6 +1,7 @@
 """Run every test under branch coverage, print the report and fail below the floor.
 
-Extra arguments go to pytest: `python deploy/tools/run_tests.py -k router`.
+Two workers share the tests: much of a test's time is waiting for processes to start. Extra
+arguments go to pytest: `python deploy/tools/run_tests.py -k router`, `-n0` for one worker.
 """
 
 import os
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+PYTEST = ("-m", "pytest", "--durations=15", "-n2", "--dist=loadfile", "--no-loadscope-reorder")
 
 
 def main(extra: list[str]) -> int:
@@ -18,7 +20,7 @@ def main(extra: list[str]) -> int:
     subprocess.run([sys.executable, "-m", "understudy_kernels.build"], cwd=ROOT, check=False)
     coverage = [sys.executable, "-m", "coverage"]
     run(["erase"], coverage, environ)
-    status = run(["run", "-m", "pytest", "--durations=15", *extra], coverage, environ)
+    status = run(["run", *PYTEST, *extra], coverage, environ)
     run(["combine", "--quiet"], coverage, environ)
     floor = [] if not extra else ["--fail-under=0"]
     report = run(["report", *floor], coverage, environ)

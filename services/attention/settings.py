@@ -38,7 +38,7 @@ class AttentionSettings:
     """Type that keys and values are cached in; int8 has a scale per token and head."""
     token_budget: int = 256
     """Positions computed per step, at most: larger chunks of a prompt are computed faster."""
-    mixed_token_budget: int = 16
+    mixed_token_budget: int = 8
     """Positions computed per step while answers run, at most, or twice as many as they decode where
     that is more: bounds the time between their tokens while a prompt arrives.
     `benchmarks.scheduling` measures what it costs and gains."""

@@ -15,6 +15,7 @@ from opentelemetry.trace import format_trace_id
 
 from services.router import records
 from services.router.answers import Attempt, Delta, Event, Finished, FinishReason, Reason
+from services.router.holding import RETURN_S
 from services.router.journal import Entry
 from services.router.policy import LLM, SLM, Path, choose_path, decide, judge
 from services.router.records import Replay
@@ -91,7 +92,7 @@ class Answering:
         calibrator = self._calibrator
         assert calibrator is not None
         assert calibrator.threshold is not None
-        with begin(self._company, self._assignment, SLM) as attempt:
+        with begin(self._company, self._assignment, SLM, may_wake=False) as attempt:
             try:
                 await attempt.run.complete()
             except (Unavailable, ResourceExhausted):
@@ -109,6 +110,8 @@ class Answering:
         with ExitStack() as stack:
             if path.pool == LLM:
                 stack.enter_context(self._company.admission.llm_attempts.hold())
+            if path.reason == "slm_unavailable" and not self._company.stage.is_slm_available:
+                self._company.holding.want(SLM, RETURN_S)
             committed = self._replay.token_ids
             attempt = stack.enter_context(
                 begin(self._company, self._assignment, path.pool, committed)

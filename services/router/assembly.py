@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +14,10 @@ from functools import partial
 from prometheus_client import CollectorRegistry
 
 from services.router.admission import Admission
-from services.router.clients import WorkerClient
+from services.router.clients.attention import WorkerClient
+from services.router.clients.controller import ControllerClient
 from services.router.conductor import Conductor
+from services.router.holding import Holding
 from services.router.http.app import Edge
 from services.router.http.server import HttpServer
 from services.router.journal import Journal, connect
@@ -22,6 +25,7 @@ from services.router.metrics import RouterMetrics
 from services.router.plans import Planner
 from services.router.policy import LLM, SLM
 from services.router.pools import Pool
+from services.router.reporting import Reporter
 from services.router.sealing import KEY_BYTES, Sealer
 from services.router.servicer import RouterServicer
 from services.router.settings import RouterSettings
@@ -65,10 +69,12 @@ def build_router(
     """Build a router; `health` turns ready once its pools have been seen."""
     pools = {pool.name: Pool(pool.name) for pool in settings.parsed_pools()}
     tokenizer = _tokenizer(settings)
+    metrics = RouterMetrics(registry)
+    holding = Holding(metrics)
     sealer = Sealer(_journal_key(settings))
     journal = Journal(connect(settings.control_redis), sealer, settings.journal_ttl_s)
     conductor = Conductor(
-        _company(settings, pools, tokenizer, registry),
+        _company(settings, pools, tokenizer, metrics, holding),
         Planner(tokenizer, Compiler(tokenizer.source, eos_ids=tokenizer.eos_ids)),
         journal,
         max_prompt_bytes=settings.max_prompt_bytes,
@@ -87,8 +93,12 @@ def build_router(
     tasks: list[Callable[[], Awaitable[None]]] = [
         *watches,
         journal.run,
-        lambda: announce(pools, edge, health, settings.startup_patience_s),
+        lambda: announce(
+            pools, edge, health, settings.startup_patience_s, may_sleep=bool(settings.controllers)
+        ),
     ]
+    if settings.controllers:
+        tasks.append(Reporter(holding, _controller(settings, transport), metrics).run)
     if edge is not None:
         tasks.append(edge.run)
     return Router(conductor, RouterServicer(conductor), edge, tasks)
@@ -98,7 +108,8 @@ def _company(
     settings: RouterSettings,
     pools: Mapping[str, Pool],
     tokenizer: Tokenizer,
-    registry: CollectorRegistry,
+    metrics: RouterMetrics,
+    holding: Holding,
 ) -> Company:
     return Company(
         stage=Stage(pools, _version(settings)),
@@ -110,10 +121,18 @@ def _company(
             settings.escalations_per_s,
             time.monotonic,
         ),
-        metrics=RouterMetrics(registry),
+        metrics=metrics,
+        holding=holding,
         slm_patience_s=settings.slm_patience_s,
         llm_patience_s=settings.llm_patience_s,
+        wake_patience_s=settings.wake_patience_s,
     )
+
+
+def _controller(settings: RouterSettings, transport: Transport) -> ControllerClient:
+    """Connect under a name that no other router has, be it a container of the same pod."""
+    name = f"{socket.gethostname()}-{secrets.token_hex(4)}"
+    return ControllerClient(settings.controllers, name, transport.peer("controller"))
 
 
 async def announce(
@@ -121,15 +140,19 @@ async def announce(
     edge: HttpServer | None,
     health: HealthState,
     startup_patience_s: float,
+    *,
+    may_sleep: bool,
 ) -> None:
     """Mark the router ready once it listens and every pool was seen, or the LLM after a while.
 
-    It stays ready: a pool that goes away later is told to callers request by request.
+    A pool that may sleep is not waited for longer than that either: only requests wake it. The
+    router stays ready: a pool that goes away later is told to callers request by request.
     """
     patience_ends_s = time.monotonic() + startup_patience_s
     while True:
         missing = [name for name, pool in pools.items() if not pool.is_available]
-        has_pools = not missing or (LLM not in missing and time.monotonic() > patience_ends_s)
+        is_enough = may_sleep or LLM not in missing
+        has_pools = not missing or (is_enough and time.monotonic() > patience_ends_s)
         if has_pools and (edge is None or edge.is_listening):
             break
         await asyncio.sleep(_READY_POLL_S)

@@ -11,13 +11,14 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
-from services.router.answers import FinishReason, Usage
+from services.router.holding import Holding, Patience
 from services.router.plans import Plan
 from services.router.pools import Ended, Pool, SequenceStream, Submission, Tokens, Worker
 from services.router.requests import Priority, Sampling
+from services.router.transcripts import Transcript
 from understudy.errors import (
     Aborted,
     DeadlineExceeded,
@@ -26,7 +27,6 @@ from understudy.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from understudy.evidence import Evidence
 from understudy.rpc import Deadline
 
 _POLL_S: Final = 0.05
@@ -46,82 +46,20 @@ class Job:
     kv_root: Callable[[bytes], bytes]
     """Maps a model's digest to the tenant's root."""
     deadline: Deadline
-    patience_s: float
+    patience: Patience
     """Longest wait for a worker, and for progress after a loss, before the attempt fails."""
     traceparent: str
     priority: Priority
 
 
-@dataclass(slots=True)
-class Transcript:
-    """What an attempt has produced so far; `ids` starts with tokens committed before a resume."""
-
-    ids: list[int]
-    started_s: float
-    logprobs: list[float] = field(default_factory=list)
-    margins: list[float] = field(default_factory=list)
-    mask_losses: list[float] = field(default_factory=list)
-    is_forced: list[bool] = field(default_factory=list)
-    finish_reason: FinishReason = "stop"
-    cached_tokens: int = 0
-    computed_positions: int = 0
-    model: str = ""
-    worker: str = ""
-    num_replacements: int = 0
-    is_ended: bool = False
-    """Whether the worker said that the sequence is complete."""
-    first_token_s: float | None = None
-    """When the first token of this attempt came."""
-
-    def add(self, tokens: Tokens) -> None:
-        """Append new tokens."""
-        if self.first_token_s is None and tokens.ids:
-            self.first_token_s = time.monotonic()
-        self.ids.extend(tokens.ids)
-        self.logprobs.extend(tokens.logprobs)
-        self.margins.extend(tokens.margins)
-        self.mask_losses.extend(tokens.mask_losses)
-        self.is_forced.extend(tokens.is_forced)
-
-    def evidence(self) -> Evidence:
-        """Return what the tokens say about the answer."""
-        return Evidence(
-            self.logprobs,
-            self.margins,
-            self.mask_losses,
-            self.is_forced,
-            is_finished=self.finish_reason == "stop",
-        )
-
-    def usage(self, num_prompt_tokens: int) -> Usage:
-        """Return the token counts."""
-        cached = min(self.cached_tokens, num_prompt_tokens)
-        return Usage(num_prompt_tokens, len(self.ids), cached)
-
-    @property
-    def duration_s(self) -> float:
-        """Seconds since the attempt began."""
-        return time.monotonic() - self.started_s
-
-    @property
-    def time_to_first_token_s(self) -> float | None:
-        """Seconds from the beginning to the first token; None while there is none."""
-        return None if self.first_token_s is None else self.first_token_s - self.started_s
-
-    @property
-    def time_per_output_token_s(self) -> float | None:
-        """Seconds from the first token until now, for each token after it; None before a second."""
-        num_after_first = len(self.is_forced) - 1
-        if self.first_token_s is None or num_after_first < 1:
-            return None
-        return (time.monotonic() - self.first_token_s) / num_after_first
-
-
 class AttemptRun:
     """Runs one attempt on a pool; iterate `stream`, then read `transcript`."""
 
-    def __init__(self, pool: Pool, job: Job, committed: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, pool: Pool, holding: Holding, job: Job, committed: tuple[int, ...] = ()
+    ) -> None:
         self._pool = pool
+        self._holding = holding
         self._job = job
         self._failed: set[str] = set()
         self._refusal: ResourceExhausted | None = None
@@ -139,8 +77,8 @@ class AttemptRun:
         """Yield new tokens to the end.
 
         Raises Unavailable when no worker could be had within the patience, ResourceExhausted when
-        every worker is full (once the sequence had begun: and stays so for the patience),
-        DeadlineExceeded, and what a worker refuses a sequence for.
+        the pool sleeps or every worker is full (once the sequence had begun: and stays so for the
+        patience), DeadlineExceeded, and what a worker refuses a sequence for.
         """
         backoff_s = _POLL_S
         while True:
@@ -185,24 +123,27 @@ class AttemptRun:
 
     async def _worker(self) -> Worker:
         """Wait for a worker that can take the sequence."""
-        job = self._job
-        waited_until = Deadline.after(job.patience_s)
         while True:
-            job.deadline.check()
-            worker = self._pick()
-            if worker is not None and worker.address in self._failed and self._refusal is not None:
+            self._job.deadline.check()
+            worker = self._pick() or await self._hold()
+            if worker.address in self._failed and self._refusal is not None:
                 await self._wait_for_room(self._refusal)
                 continue
-            if worker is not None:
-                self._note(worker)
+            self._note(worker)
+            return worker
+
+    async def _hold(self) -> Worker:
+        """Wait for a worker of a pool that has none."""
+        deadline = self._job.deadline
+        with self._holding.hold(self._pool.name, self._job.patience) as hold:
+            try:
+                while (worker := self._pick()) is None:
+                    hold.check(deadline.remaining_s)
+                    await asyncio.sleep(min(_POLL_S, deadline.remaining_s))
+                    deadline.check()
                 return worker
-            if waited_until.is_expired:
-                raise Unavailable(
-                    f"No worker of the pool {self._pool.name!r} could be reached within "
-                    f"{job.patience_s:g} s.",
-                    {"pool": self._pool.name},
-                )
-            await asyncio.sleep(min(_POLL_S, job.deadline.remaining_s))
+            finally:
+                self.transcript.held_s += hold.waited_s
 
     def _pick(self) -> Worker | None:
         info = self._pool.info
@@ -226,7 +167,7 @@ class AttemptRun:
         now_s = time.monotonic()
         if self._losing_since_s is None:
             self._losing_since_s = now_s
-        return now_s - self._losing_since_s > self._job.patience_s
+        return now_s - self._losing_since_s > self._job.patience.worker_s
 
     def _note(self, worker: Worker) -> None:
         info, adapter = worker.info, self._job.adapter
@@ -279,7 +220,7 @@ class AttemptRun:
         if self._has_lost_patience():
             raise Unavailable(
                 f"The pool {self._pool.name!r} lost the sequence again and again for "
-                f"{self._job.patience_s:g} s: {error.message}",
+                f"{self._job.patience.worker_s:g} s: {error.message}",
                 {"pool": self._pool.name},
             ) from error
         transcript.num_replacements += 1

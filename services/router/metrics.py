@@ -7,8 +7,8 @@ from typing import Final
 from prometheus_client import CollectorRegistry
 
 from services.router.answers import Attempt, Decision
-from services.router.attempts import Transcript
 from services.router.policy import LLM, SLM
+from services.router.transcripts import Transcript
 from understudy.errors import REASONS
 from understudy.telemetry import Instruments
 
@@ -23,6 +23,9 @@ ATTEMPT_LABELS: Final = (
 TOKEN_BUCKETS_S: Final = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5,
 )  # fmt: skip
+HOLD_OUTCOMES: Final = ("served", "refused", "left")
+"""A worker came, the wait was refused, or the caller or its deadline ended it."""
+REPORT_OUTCOMES: Final = ("taken", "failed")
 CONFIDENCE_BUCKETS: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.99)
 
 Exemplar = dict[str, str] | None
@@ -78,6 +81,16 @@ class RouterMetrics:
         self.unjournalled = make.counter(
             "unjournalled", "Requests served without resume, because the journal was away."
         )
+        self.held = make.gauge(
+            "held_requests", "Requests that wait for a worker of a pool without any.", ("pool",)
+        )
+        self.holds = make.counter(
+            "holds", "Requests that waited for a pool without workers, by their end.",
+            ("pool", "outcome"),
+        )  # fmt: skip
+        self.reports = make.counter(
+            "reports", "Reports of what is held, to the controller.", ("outcome",)
+        )
         self.active = make.gauge("active_requests", "Requests being served.")
         self._start_at_zero()
 
@@ -88,6 +101,11 @@ class RouterMetrics:
         for pool in (SLM, LLM):
             self.replacements.labels(pool)
             self.disagreements.labels(pool)
+            self.held.labels(pool)
+            for outcome in HOLD_OUTCOMES:
+                self.holds.labels(pool, outcome)
+        for outcome in REPORT_OUTCOMES:
+            self.reports.labels(outcome)
 
     def count_attempt(
         self,

@@ -61,8 +61,15 @@ class RouterSettings:
     """Longest wait for an SLM worker before the LLM answers instead."""
     llm_patience_s: float = 60.0
     """Longest wait for an LLM worker before a request is refused as unavailable."""
+    controllers: tuple[str, ...] = ()
+    """Addresses of the controller, or names of all its replicas, which wakes pools that sleep with
+    no worker; none (default): a pool without workers is waited for as long as the patience."""
+    wake_patience_s: float = 300.0
+    """Longest wait for a pool that is being woken; a request whose deadline comes first, or that
+    would wait longer, is refused with the time to come back at."""
     startup_patience_s: float = 30.0
-    """How long a router with an LLM waits for its SLM before it says that it is ready."""
+    """How long a router with an LLM waits for its SLM before it says that it is ready; with a
+    controller also for the LLM, which may sleep."""
     max_prompt_bytes: int = 1024 * 1024
     """Largest request, in bytes of text: messages, tool calls, tools and schema together."""
     max_body_bytes: int = 4 * 1024 * 1024
@@ -77,14 +84,16 @@ class RouterSettings:
     def __post_init__(self) -> None:
         positive = (
             "journal_ttl_s", "request_timeout_s", "slm_patience_s", "llm_patience_s",
-            "max_prompt_bytes", "max_body_bytes", "max_requests", "llm_max_attempts",
-            "escalations_per_s",
+            "wake_patience_s", "max_prompt_bytes", "max_body_bytes", "max_requests",
+            "llm_max_attempts", "escalations_per_s",
         )  # fmt: skip
         for name in positive:
             if getattr(self, name) <= 0:
                 raise SettingsError(f"{PREFIX}{name.upper()} must be above zero.")
         if self.http_listen:
             parse_address(self.http_listen)
+        for address in self.controllers:
+            parse_address(address)
         self.parsed_pools()
 
     @classmethod

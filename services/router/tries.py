@@ -11,6 +11,7 @@ from opentelemetry.trace import Span, Status, StatusCode, set_span_in_context, u
 from services.router.admission import Admission
 from services.router.answers import Attempt
 from services.router.attempts import AttemptRun, Job
+from services.router.holding import Holding, Patience
 from services.router.metrics import PROVIDER, RouterMetrics
 from services.router.plans import Plan
 from services.router.policy import AUTO, LLM, attempt_cost
@@ -33,8 +34,15 @@ class Company:
     tenants: Tenants
     admission: Admission
     metrics: RouterMetrics
+    holding: Holding
     slm_patience_s: float
     llm_patience_s: float
+    wake_patience_s: float
+
+    def patience(self, pool: str, *, may_wake: bool) -> Patience:
+        """Return how long an attempt waits for the pool's first worker."""
+        worker_s = self.llm_patience_s if pool == LLM else self.slm_patience_s
+        return Patience(worker_s, self.wake_patience_s if may_wake else 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +98,17 @@ class Try:
 
 @contextmanager
 def begin(
-    company: Company, assignment: Assignment, pool: str, committed: Sequence[int] = ()
+    company: Company,
+    assignment: Assignment,
+    pool: str,
+    committed: Sequence[int] = (),
+    *,
+    may_wake: bool = True,
 ) -> Iterator[Try]:
-    """Begin an attempt on a pool under its own span, which ends with the block."""
+    """Begin an attempt on a pool under its own span, which ends with the block.
+
+    It waits for a pool that is being woken, unless another pool stands in (`may_wake` False).
+    """
     span = tracer(__name__).start_span(
         names.ROUTER_ATTEMPT,
         context=set_span_in_context(assignment.span),
@@ -105,9 +121,9 @@ def begin(
     )
     with use_span(span, end_on_exit=False):
         parent = traceparent()
-    run = AttemptRun(
-        company.stage.pools[pool], _job(company, assignment, pool, parent), tuple(committed)
-    )
+    patience = company.patience(pool, may_wake=may_wake)
+    job = _job(company, assignment, pool, patience, parent)
+    run = AttemptRun(company.stage.pools[pool], company.holding, job, tuple(committed))
     try:
         yield Try(company, assignment, pool, run)
     except UnderstudyError as error:
@@ -127,12 +143,16 @@ def begin(
                 names.COST: attempt_cost(usage, *company.stage.position_parameters(pool)),
             }
         )
+        if transcript.held_s:
+            span.set_attribute(names.HELD_S, transcript.held_s)
         if transcript.is_ended:
             span.set_attribute(names.FINISH_REASONS, (transcript.finish_reason,))
         span.end()
 
 
-def _job(company: Company, assignment: Assignment, pool: str, parent: str) -> Job:
+def _job(
+    company: Company, assignment: Assignment, pool: str, patience: Patience, parent: str
+) -> Job:
     tenants, tenant = company.tenants, assignment.tenant
     return Job(
         plan=assignment.plan,
@@ -141,7 +161,7 @@ def _job(company: Company, assignment: Assignment, pool: str, parent: str) -> Jo
         tenant=tenant,
         kv_root=lambda digest: tenants.kv_root(tenant, digest),
         deadline=assignment.deadline,
-        patience_s=company.llm_patience_s if pool == LLM else company.slm_patience_s,
+        patience=patience,
         traceparent=parent,
         priority=assignment.request.priority,
     )

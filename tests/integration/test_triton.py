@@ -47,22 +47,12 @@ def packaged(tmp_path_factory: pytest.TempPathFactory) -> Packaged:
 
 
 @pytest.fixture(scope="module")
-def collector() -> Iterator[Collector]:
-    with Collector() as collector:
-        yield collector
-        collector.shutdown()
-
-
-@pytest.fixture(scope="module")
-def server(packaged: Packaged, collector: Collector) -> Iterator[TritonServer]:
-    url = f"http://127.0.0.1:{collector.server_port}/v1/traces"
-    traced = ("mode=opentelemetry", "level=TIMESTAMPS", "rate=1", f"opentelemetry,url={url}")
+def server(packaged: Packaged) -> Iterator[TritonServer]:
     server = TritonServer(
         require_installation(),
         packaged.repository,
         packaged.directory / "server.log",
         models=[packaged.dense_name, packaged.mixture_name, packaged.decoder_name],
-        arguments=[argument for one in traced for argument in ("--trace-config", one)],
     )
     server.wait_ready()
     yield server
@@ -127,15 +117,44 @@ def test_a_whole_model_decodes_several_sequences_in_one_call(
     model.close()
 
 
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    with Collector() as collector:
+        yield collector
+        collector.shutdown()
+
+
+@pytest.fixture
+def traced_server(packaged: Packaged, collector: Collector) -> Iterator[TritonServer]:
+    """Traces each call. Alone, and for few calls: see docs/decisions/0007."""
+    url = f"http://127.0.0.1:{collector.server_port}/v1/traces"
+    traced = ("mode=opentelemetry", "level=TIMESTAMPS", "rate=1", f"opentelemetry,url={url}")
+    server = TritonServer(
+        require_installation(),
+        packaged.repository,
+        packaged.directory / "traced-server.log",
+        models=[packaged.dense_name],
+        arguments=[argument for one in traced for argument in ("--trace-config", one)],
+    )
+    server.wait_ready()
+    yield server
+    server.stop()
+
+
 def test_the_trace_context_of_a_call_reaches_the_servers_spans(
-    shards: TritonShards, packaged: Packaged, collector: Collector
+    traced_server: TritonServer, packaged: Packaged, collector: Collector
 ) -> None:
+    holdings = Holdings.take(packaged.dense)
+    address, name = traced_server.grpc_address, packaged.dense_name
+    shards = TritonShards(address, name, holdings, is_local=False)
+
     def is_told() -> bool:
         compute(shards, asked(packaged.dense, 1), PARENT)
         return any(span["traceId"] == "7" * 32 for span in collector.spans)
 
     # Asked again and again: the server drops what it cannot export in time.
     wait_until(is_told, "a span of the attempt's trace")
+    shards.close()
     ours = [span for span in collector.spans if span["traceId"] == "7" * 32]
     assert any(span.get("parentSpanId") == "8" * 16 for span in ours)
 

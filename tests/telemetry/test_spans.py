@@ -26,6 +26,7 @@ from services.kvstore.metrics import KvStoreMetrics
 from services.kvstore.servicer import SERVICE, SPANS, KvStoreServicer
 from services.kvstore.store import ChunkStore
 from tests.contract.kvstore.parts import encoded, to_proto
+from tests.contract.router.controllers import Sizing, serve_controller
 from tests.contract.router.parts import CALL, TIMEOUT_S, chat, snips
 from tests.unit.attention.parts import submission
 from understudy.api.kvstore.v1 import kvstore_pb2, kvstore_pb2_grpc
@@ -60,7 +61,8 @@ def check(schema: Schema, spans: Sequence[ReadableSpan], names: set[str]) -> Non
 async def test_spans_of_the_router(
     town: Any, exporter: InMemorySpanExporter, schema: Schema
 ) -> None:
-    house = await town.open()
+    sizing = Sizing()
+    house = await town.open(controllers=(await serve_controller(town.stack, sizing),))
 
     async def answers(request: router_pb2.GenerateRequest) -> None:
         assert [event async for event in house.stub.Generate(request, timeout=TIMEOUT_S)]
@@ -70,6 +72,11 @@ async def test_spans_of_the_router(
     town.slm.reply = lambda _: FakeReply(CALL, margin=0.1)
     await answers(snips())
     await answers(router_pb2.GenerateRequest(prompt="Once", model="llm"))
+    await town.llm.stop()
+    held = asyncio.create_task(answers(chat()))
+    await sizing.wait_for({"llm": 1})
+    await town.llm.start()
+    await held
     town.llm.reply = lambda _: FakeReply(CALL, fail_after=1, error=InvalidArgument("No."))
     with pytest.raises(grpc.aio.AioRpcError):
         await answers(chat())

@@ -246,12 +246,13 @@ def _router(site: Site) -> Service:
             "UNDERSTUDY_ROUTER_TOKENIZER": str(site.models.tokenizer),
             "UNDERSTUDY_ROUTER_HTTP_LISTEN": f"{LOOPBACK}:{site.http_port}",
             "UNDERSTUDY_ROUTER_CONTROL_REDIS": control,
+            "UNDERSTUDY_ROUTER_CONTROLLERS": f"{LOOPBACK}:{ports['controller']}",
             "UNDERSTUDY_ROUTER_JOURNAL_KEY": f"@{site.run_dir / JOURNAL_KEY_FILE}",
             "UNDERSTUDY_ROUTER_TENANT_SECRET": f"@{site.run_dir / TENANT_SECRET_FILE}",
         }
 
     needs = _own_redis(site.settings.control_redis, "redis-control")
-    needs += ("attention-slm", "attention-llm")
+    needs += ("controller", "attention-slm", "attention-llm")
     fixed = (site.settings.grpc_port, site.http_port)
     return _service(site, "router", "router", needs, settings, fixed)
 

@@ -77,6 +77,7 @@
       "httpListen" (printf "0.0.0.0:%s" (include "understudy.httpPort" .))
       "tlsDir" ""
       "controlRedis" $redis.url
+      "controllers" (printf "%s-controller:%s" (include "understudy.fullname" .) (include "understudy.grpcPort" .))
       "allowOpen" false
       "apiKeys" "@/etc/understudy/keys/api-keys.json"
       "journalKey" "@/etc/understudy/keys/journal-key"

@@ -35,6 +35,26 @@ SCALING: Final = Dashboard(
                     (Query(level("understudy_controller_replicas", by=("pool",)), "{{pool}}"),),
                     width=12,
                 ),
+                Panel(
+                    "Held for sleeping pools",
+                    "Requests that wait for a worker of a pool without any.",
+                    "short",
+                    (Query(level("understudy_router_held_requests", by=("pool",)), "{{pool}}"),),
+                    width=12,
+                ),
+                Panel(
+                    "Waits for sleeping pools",
+                    "Requests a second, by how their wait ended.",
+                    "ops",
+                    (
+                        Query(
+                            rate("understudy_router_holds_total", by=("pool", "outcome")),
+                            "{{pool}} {{outcome}}",
+                        ),
+                    ),
+                    width=12,
+                    is_stacked=True,
+                ),
             ),
         ),
         Row(

@@ -13,7 +13,7 @@ enum Format : int64_t { F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K, Q6_K, kNumFormat
 constexpr int64_t kLanes = 16;      // output rows that lie interleaved in one group
 constexpr int64_t kBlock = 32;      // inputs that share a scale
 constexpr int64_t kSplit = 256;     // tokens whose attention is summed before it is merged
-constexpr int64_t kQueryTile = 24;  // query rows that share one reading of keys and values
+constexpr int64_t kQueryTile = 48;  // query rows that share one reading of keys and values
 
 // 32 activations as int8; `sum` is scale * (sum of values), `half_sums` the same of each half.
 struct QuantisedBlock {

@@ -168,14 +168,28 @@ INLINE int64_t row_of(const Attention& a, const AttentionTask& task, int64_t q) 
   return (task.row + q / task.num_heads) * a.num_heads + task.head + q % task.num_heads;
 }
 
+// Scales the visible scores; returns the greatest of them and of `seen`. What is not a number is
+// passed over here and reaches the weights.
+INLINE float scale_and_find_top(float* scores, int64_t visible, float scale, float seen) {
+  Floats tops = splat(seen);
+  int64_t i = 0;
+  for (; i + kLanes <= visible; i += kLanes) {
+    const Floats scaled = multiply(load(scores + i), splat(scale));
+    store(scores + i, scaled);
+    tops = maximum(scaled, tops);
+  }
+  float top = largest_lane(tops);
+  for (; i < visible; ++i) {
+    scores[i] *= scale;
+    top = scores[i] > top ? scores[i] : top;
+  }
+  return top;
+}
+
 // Turns one row of scores into weights and folds the running sum of the split.
 INLINE void weigh_scores(float* scores, int64_t visible, float scale, float& maximum_seen,
                          float& sum, float* accumulated, int64_t width) {
-  float top = maximum_seen;
-  for (int64_t i = 0; i < visible; ++i) {
-    scores[i] *= scale;
-    top = scores[i] > top || scores[i] != scores[i] ? scores[i] : top;
-  }
+  const float top = scale_and_find_top(scores, visible, scale, maximum_seen);
   Floats weights_sum = splat(0.0f);
   for (int64_t i = 0; i < kTile; i += kLanes) {
     const Floats weight =

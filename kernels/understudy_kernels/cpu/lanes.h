@@ -23,6 +23,15 @@ INLINE float sum_of(Floats v) {  // in the order of lanes
   return total;
 }
 
+INLINE float largest_lane(Floats v) {  // of lanes that are all numbers
+  alignas(64) float lanes[kLanes];
+  store(lanes, v);
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
+  }
+  return lanes[0];
+}
+
 INLINE Floats load_first(const float* p, int64_t count) {
   if (count >= kLanes) return load(p);
   alignas(64) float lanes[kLanes] = {};

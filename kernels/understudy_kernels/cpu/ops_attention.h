@@ -116,6 +116,60 @@ std::vector<AttentionTask> cut(const Attention& a, int64_t num_rows) {
   return tasks;
 }
 
+// What a task costs, in readings of one split by one query; reading a split costs about four.
+int64_t cost_of(const AttentionTask& task) {
+  constexpr int64_t reading = 4;
+  return task.num_splits * (reading + task.num_rows * task.num_heads);
+}
+
+// Cuts tasks that take more than an eighth of a thread's part along the fixed splits, so that one
+// long context among short ones keeps every thread busy; the sums stay the same. Parts of one run
+// of rows follow one another by split: heads lie side by side in the cache. `first` gets where the
+// parts of each task begin and `step` how far apart they are, 0 for a task that is whole.
+struct Shares {
+  std::vector<AttentionTask> parts;
+  std::vector<int64_t> first, step;
+};
+
+Shares share_out(const std::vector<AttentionTask>& tasks, int64_t threads) {
+  int64_t total = 0;
+  for (const AttentionTask& task : tasks) total += cost_of(task);
+  Shares shares;
+  for (size_t t = 0, stop; t < tasks.size(); t = stop) {
+    for (stop = t + 1; stop < tasks.size() && tasks[stop].row == tasks[t].row;) ++stop;
+    const bool is_whole =
+        threads == 1 || tasks[t].num_splits < 2 || 8 * threads * cost_of(tasks[t]) <= total;
+    const int64_t begin = static_cast<int64_t>(shares.parts.size());
+    for (size_t i = t; i < stop; ++i) {
+      shares.first.push_back(begin + static_cast<int64_t>(i - t));
+      shares.step.push_back(is_whole ? 0 : static_cast<int64_t>(stop - t));
+    }
+    for (int64_t s = 0; s < (is_whole ? 1 : tasks[t].num_splits); ++s) {
+      for (size_t i = t; i < stop; ++i) {
+        shares.parts.push_back(tasks[i]);
+        if (!is_whole) shares.parts.back().first_split = s, shares.parts.back().num_splits = 1;
+      }
+    }
+  }
+  return shares;
+}
+
+// Where each thread's run of parts begins, so that runs cost about the same.
+std::vector<int64_t> equal_runs(const std::vector<AttentionTask>& parts, int64_t num_runs) {
+  int64_t total = 0, before = 0;
+  for (const AttentionTask& part : parts) total += cost_of(part);
+  std::vector<int64_t> begins = {0};
+  for (size_t i = 0; i < parts.size(); ++i) {
+    const int64_t cost = cost_of(parts[i]), run = static_cast<int64_t>(begins.size());
+    if (run < num_runs && (2 * before + cost) * num_runs > 2 * total * run) {
+      begins.push_back(static_cast<int64_t>(i));
+    }
+    before += cost;
+  }
+  begins.push_back(static_cast<int64_t>(parts.size()));
+  return begins;
+}
+
 }  // namespace
 
 void run_rotation(const Rotation& rotation, int64_t num_rows) {
@@ -125,38 +179,32 @@ void run_rotation(const Rotation& rotation, int64_t num_rows) {
        [&](int64_t begin, int64_t end) { kernels().rotate(rotation, begin, end); });
 }
 
-// Few tasks over long contexts are cut further, along the fixed splits; the sums stay the same.
 void run_attention(const Attention& a, int64_t num_rows) {
   const std::vector<AttentionTask> tasks = cut(a, num_rows);
-  const int64_t num_tasks = static_cast<int64_t>(tasks.size()), threads = at::get_num_threads();
-  if (num_tasks >= 4 * threads || threads == 1) {
-    at::parallel_for(0, num_tasks, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) kernels().attend(a, tasks[i]);
-    });
-    return;
-  }
-  const int64_t width = 2 + (a.cache.value_dim + kLanes - 1) / kLanes * kLanes;
-  std::vector<AttentionTask> parts;
-  for (const AttentionTask& task : tasks) {
-    for (int64_t s = 0; s < task.num_splits; ++s) {
-      parts.push_back(task);
-      parts.back().first_split = s, parts.back().num_splits = 1;
+  Shares shares = share_out(tasks, at::get_num_threads());
+  const int64_t num_parts = static_cast<int64_t>(shares.parts.size());
+  const int64_t size = kQueryTile * (2 + (a.cache.value_dim + kLanes - 1) / kLanes * kLanes);
+  const bool is_cut = num_parts > static_cast<int64_t>(tasks.size());
+  const Tensor partials = floats({is_cut ? num_parts : 0, size});
+  for (size_t t = 0; t < tasks.size(); ++t) {
+    for (int64_t s = 0; shares.step[t] > 0 && s < tasks[t].num_splits; ++s) {
+      const int64_t part = shares.first[t] + s * shares.step[t];
+      shares.parts[part].partial = partials.mutable_data_ptr<float>() + part * size;
     }
   }
-  const Tensor partials = floats({static_cast<int64_t>(parts.size()), kQueryTile * width});
-  for (size_t i = 0; i < parts.size(); ++i) {
-    parts[i].partial =
-        partials.mutable_data_ptr<float>() + static_cast<int64_t>(i) * kQueryTile * width;
-  }
-  at::parallel_for(0, static_cast<int64_t>(parts.size()), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) kernels().attend(a, parts[i]);
+  const std::vector<int64_t> runs = equal_runs(shares.parts, at::get_num_threads());
+  const int64_t num_runs = static_cast<int64_t>(runs.size()) - 1;
+  at::parallel_for(0, num_runs, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = runs[begin]; i < runs[end]; ++i) kernels().attend(a, shares.parts[i]);
   });
-  int64_t first = 0;
-  for (const AttentionTask& task : tasks) {
-    AttentionTask empty = task;  // a row that sees nothing has no part, and still an answer
-    empty.num_splits = 0;
-    kernels().merge(a, task.num_splits ? &parts[first] : &empty, task.num_splits);
-    first += task.num_splits;
+  std::vector<AttentionTask> splits;
+  for (size_t t = 0; t < tasks.size(); ++t) {
+    if (shares.step[t] == 0) continue;
+    splits.clear();
+    for (int64_t s = 0; s < tasks[t].num_splits; ++s) {
+      splits.push_back(shares.parts[shares.first[t] + s * shares.step[t]]);
+    }
+    kernels().merge(a, splits.data(), tasks[t].num_splits);
   }
 }
 

@@ -219,7 +219,7 @@ def test_spans_of_finished_and_cancelled_streams_reach_the_trace_store(tmp_path)
                 left = stub.Watch(forever, metadata=metadata, timeout=60)
                 next(left)
                 left.cancel()
-                unread = stub.Watch(distiller_pb2.WatchRequest(), metadata=metadata, timeout=60)
+                unread = stub.Watch(forever, metadata=metadata, timeout=60)
                 assert unread.initial_metadata() is not None
                 unread.cancel()
             assert service.end()[0] == 0

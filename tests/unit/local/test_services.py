@@ -105,6 +105,11 @@ def test_the_controller_knows_both_expert_workers(launches: dict[str, Launch]) -
     assert pools == [{"pool": "llm", "replicas": ["127.0.0.1:4005", "127.0.0.1:4006"]}]
 
 
+def test_the_router_knows_the_controller(launches: dict[str, Launch]) -> None:
+    told = RouterSettings.from_env(launches["router"].environ)
+    assert told.controllers == ("127.0.0.1:4007",)
+
+
 def test_the_router_keeps_its_ports_and_a_restarted_worker_its_own(tmp_path: Path) -> None:
     table = {service.name: service for service in platform_services(site(tmp_path))}
     ports = {name: 4000 + index for index, name in enumerate(table)}

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from services.router.clients import Session, WorkerClient
+from services.router.clients.attention import Session, WorkerClient
 from services.router.pools import Submission
 from understudy.api.attention.v1 import attention_pb2
 from understudy.errors import Unavailable
@@ -17,7 +17,7 @@ from understudy.testing.fake_attention import FakeAttention
 from understudy.testing.tiny_tokenizer import tiny_tokenizer
 
 SUBMISSION = cast("Submission", object())
-TO_SUBMIT = "services.router.clients.to_submit"
+TO_SUBMIT = "services.router.clients.attention.to_submit"
 
 
 class FakeCall:
@@ -87,7 +87,8 @@ async def test_a_worker_with_another_vocabulary_gets_no_requests(
 ) -> None:
     told, words = asyncio.Event(), []
     monkeypatch.setattr(
-        "services.router.clients.logger.error", lambda *said, **_: (words.extend(said), told.set())
+        "services.router.clients.attention.logger.error",
+        lambda *said, **_: (words.extend(said), told.set()),
     )
     async with running(FakeAttention(tiny_tokenizer())) as address:
         worker = WorkerClient(address, vocabulary_digest=bytes(32))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.router.clients import to_submit
+from services.router.clients.attention import to_submit
 from services.router.http.bodies import chat_request, completion_request
 from services.router.pools import Submission
 from services.router.requests import Priority, Request, Sampling, request_from_json

@@ -45,6 +45,8 @@ def test_bad_pools_are_refused_by_name(pools: str) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("CONTROLLERS", "controller:9000,nowhere"),
+        ("WAKE_PATIENCE_S", "0"),
         ("MAX_REQUESTS", "0"),
         ("REQUEST_TIMEOUT_S", "-1"),
         ("HTTP_LISTEN", "here"),

@@ -178,7 +178,9 @@ class HeldRequests(_message.Message):
     pool: _builtins.str
     """Pool, such as "llm"."""
     num_requests: _builtins.int
-    """Requests that wait for a worker of it."""
+    """Requests that wait for a worker of it, or want it soon: callers told to come back, and those
+    that another pool stands in for.
+    """
     def __init__(
         self,
         *,

@@ -1,0 +1,1 @@
+"""Connections of the router: attention workers, and the controller."""

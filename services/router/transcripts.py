@@ -1,0 +1,77 @@
+"""What an attempt has produced so far, over all workers that it was placed on."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from services.router.answers import FinishReason, Usage
+from services.router.pools import Tokens
+from understudy.evidence import Evidence
+
+
+@dataclass(slots=True)
+class Transcript:
+    """What an attempt has produced so far; `ids` starts with tokens committed before a resume."""
+
+    ids: list[int]
+    started_s: float
+    logprobs: list[float] = field(default_factory=list)
+    margins: list[float] = field(default_factory=list)
+    mask_losses: list[float] = field(default_factory=list)
+    is_forced: list[bool] = field(default_factory=list)
+    finish_reason: FinishReason = "stop"
+    cached_tokens: int = 0
+    computed_positions: int = 0
+    model: str = ""
+    worker: str = ""
+    num_replacements: int = 0
+    is_ended: bool = False
+    """Whether the worker said that the sequence is complete."""
+    first_token_s: float | None = None
+    """When the first token of this attempt came."""
+    held_s: float = 0.0
+    """Seconds waited for a worker while the pool had none."""
+
+    def add(self, tokens: Tokens) -> None:
+        """Append new tokens."""
+        if self.first_token_s is None and tokens.ids:
+            self.first_token_s = time.monotonic()
+        self.ids.extend(tokens.ids)
+        self.logprobs.extend(tokens.logprobs)
+        self.margins.extend(tokens.margins)
+        self.mask_losses.extend(tokens.mask_losses)
+        self.is_forced.extend(tokens.is_forced)
+
+    def evidence(self) -> Evidence:
+        """Return what the tokens say about the answer."""
+        return Evidence(
+            self.logprobs,
+            self.margins,
+            self.mask_losses,
+            self.is_forced,
+            is_finished=self.finish_reason == "stop",
+        )
+
+    def usage(self, num_prompt_tokens: int) -> Usage:
+        """Return the token counts."""
+        cached = min(self.cached_tokens, num_prompt_tokens)
+        return Usage(num_prompt_tokens, len(self.ids), cached)
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds since the attempt began."""
+        return time.monotonic() - self.started_s
+
+    @property
+    def time_to_first_token_s(self) -> float | None:
+        """Seconds from the beginning to the first token; None while there is none."""
+        return None if self.first_token_s is None else self.first_token_s - self.started_s
+
+    @property
+    def time_per_output_token_s(self) -> float | None:
+        """Seconds from the first token until now, for each token after it; None before a second."""
+        num_after_first = len(self.is_forced) - 1
+        if self.first_token_s is None or num_after_first < 1:
+            return None
+        return (time.monotonic() - self.first_token_s) / num_after_first
