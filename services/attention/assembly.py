@@ -16,12 +16,17 @@ from services.attention.settings import AttentionSettings
 from services.attention.tiering import StoreTier
 from services.attention.worker import AttentionWorker
 from understudy.model.weights import LoadedModel
+from understudy.rpc import Peers, plaintext
 from understudy.serving import HealthState, give_back_memory
 
 
 @asynccontextmanager
 async def open_worker(
-    settings: AttentionSettings, *, health: HealthState, registry: CollectorRegistry
+    settings: AttentionSettings,
+    *,
+    health: HealthState,
+    registry: CollectorRegistry,
+    peers: Peers = plaintext,
 ) -> AsyncIterator[AttentionWorker]:
     """Load the model, connect to what it needs and start computing; stops it all on exit.
 
@@ -32,14 +37,14 @@ async def open_worker(
         torch.set_num_threads(settings.threads)
     loaded = await asyncio.to_thread(load_weights, settings)
     async with AsyncExitStack() as stack:
-        remote = await _open_experts(settings, loaded, stack)
+        remote = await _open_experts(settings, loaded, peers, stack)
         served = await asyncio.to_thread(serve_model, settings, loaded, remote)
         del loaded  # feed-forward weights that live elsewhere are not kept here
         worker = AttentionWorker(
             served,
             settings,
             observer=NoObserver() if remote is None else remote,
-            tier=_open_tier(settings, registry, stack),
+            tier=_open_tier(settings, registry, peers, stack),
             health=health,
             registry=registry,
         )
@@ -52,12 +57,14 @@ async def open_worker(
 
 
 async def _open_experts(
-    settings: AttentionSettings, loaded: LoadedModel, stack: AsyncExitStack
+    settings: AttentionSettings, loaded: LoadedModel, peers: Peers, stack: AsyncExitStack
 ) -> RemoteExperts | None:
     if settings.ffn == "fused":
         return None
     require_frames_fit(loaded.config, settings.token_budget)
-    remote = RemoteExperts(loaded.config, loaded.ffn_digest, settings.placement, settings.pool)
+    remote = RemoteExperts(
+        loaded.config, loaded.ffn_digest, settings.placement, settings.pool, peers=peers
+    )
     stack.callback(remote.close)
     await asyncio.to_thread(remote.start)
     return remote
@@ -74,11 +81,11 @@ def _follow_experts(worker: AttentionWorker, remote: RemoteExperts) -> None:
 
 
 def _open_tier(
-    settings: AttentionSettings, registry: CollectorRegistry, stack: AsyncExitStack
+    settings: AttentionSettings, registry: CollectorRegistry, peers: Peers, stack: AsyncExitStack
 ) -> StoreTier | None:
     if not settings.kvstore:
         return None
-    client = KvStoreClient(settings.kvstore)
+    client = KvStoreClient(settings.kvstore, peers("kvstore"))
     stack.push_async_callback(client.aclose)
     tier = StoreTier(
         client,

@@ -25,6 +25,8 @@ from understudy.grammar import GrammarKind, GrammarSource
 from understudy.rpc import error_to_proto, to_seconds
 
 SERVICE: Final = attention_pb2.DESCRIPTOR.services_by_name["AttentionService"].full_name
+CALLERS: Final = ("router", "controller")
+"""Components that may call, as in deploy/telemetry/schema.yaml."""
 SESSION_METHOD: Final = f"/{SERVICE}/Session"
 MAX_SEQUENCE_S: Final = 3600.0
 MAX_GRACE_S: Final = 600.0

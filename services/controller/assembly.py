@@ -15,6 +15,7 @@ from services.controller.leading import Leadership
 from services.controller.loop import ScalingLoop
 from services.controller.metrics import ScalingMetrics
 from services.controller.scaling_settings import ScalingSettings
+from understudy.rpc import Peer
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +31,12 @@ async def open_scaling(
     settings: ScalingSettings,
     registry: CollectorRegistry,
     cluster: KubernetesCluster | None = None,
+    attention: Peer | None = None,
 ) -> AsyncIterator[Scaling | None]:
     """Yield the parts, None when the settings scale nothing; connections close at the end.
 
     Without a `cluster` it is the one this process runs in, or the kubeconfig's.
+    `attention` says how TLS is spoken with attention workers, plaintext without it.
     """
     plan = settings.plan()
     if plan is None:
@@ -43,7 +46,8 @@ async def open_scaling(
     cluster = cluster or KubernetesCluster(settings.namespace, identity)
     metrics, demand = ScalingMetrics.on(registry), Demand()
     leadership = Leadership(cluster, settings.lease, identity)
-    async with aclosing(cluster), aclosing(PodReader(settings.read_timeout_s)) as reader:
+    pods = PodReader(settings.read_timeout_s, attention)
+    async with aclosing(cluster), aclosing(pods) as reader:
         gatherer = Gatherer(
             plan.targets, cluster, reader, demand,
             routers=settings.routers, patience_s=settings.unschedulable_after_s,

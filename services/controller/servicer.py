@@ -14,6 +14,8 @@ from understudy.api.controller.v1 import controller_pb2, controller_pb2_grpc
 from understudy.errors import InvalidArgument, Unavailable
 
 SERVICE: Final = controller_pb2.DESCRIPTOR.services_by_name["ControllerService"].full_name
+CALLERS: Final = ("attention", "router")
+"""Components that may call, as in deploy/telemetry/schema.yaml."""
 WATCH: Final = f"/{SERVICE}/WatchPlacement"
 
 

@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry
 from services.distiller.executor import Executor
 from services.distiller.metrics import observe_runs
 from services.distiller.runs import RunBook
-from services.distiller.servicer import SERVICE, WATCH, DistillerServicer
+from services.distiller.servicer import CALLERS, SERVICE, WATCH, DistillerServicer
 from services.distiller.settings import DistillerSettings
 from understudy.serving import ServingSettings, run_service, serve
 
@@ -20,7 +20,7 @@ async def main(environ: Mapping[str, str], serving: ServingSettings) -> None:
     executor = Executor(book, settings.directory, settings.threads)
     await serve("distiller", DistillerServicer(book).register, settings=serving,
                 services=[SERVICE], endless=[WATCH], registry=registry,
-                tasks=[executor.run_forever])  # fmt: skip
+                tasks=[executor.run_forever], callers=CALLERS)  # fmt: skip
 
 
 if __name__ == "__main__":

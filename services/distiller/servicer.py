@@ -12,6 +12,8 @@ from understudy.api.distiller.v1 import distiller_pb2, distiller_pb2_grpc
 from understudy.errors import InvalidArgument
 
 SERVICE: Final = distiller_pb2.DESCRIPTOR.services_by_name["DistillerService"].full_name
+CALLERS: Final = ("caller",)
+"""Components that may call, as in deploy/telemetry/schema.yaml."""
 WATCH: Final = f"/{SERVICE}/Watch"
 
 _STAGES: Final[dict[distiller_pb2.Stage.ValueType, Stage]] = {

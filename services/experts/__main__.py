@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from prometheus_client import CollectorRegistry
 
 from services.experts.assembly import open_worker
-from services.experts.servicer import EXCHANGE, SERVICE, ExpertsServicer
+from services.experts.servicer import CALLERS, EXCHANGE, SERVICE, ExpertsServicer
 from services.experts.settings import ExpertsSettings
 from understudy.serving import HealthState, ServingSettings, run_service, serve
 
@@ -18,7 +18,7 @@ async def main(environ: Mapping[str, str], serving: ServingSettings) -> None:
         servicer = ExpertsServicer(worker)
         await serve("experts", servicer.register, settings=serving, services=[SERVICE],
                     health=health, on_drain=servicer.drain, tasks=[worker.sweep],
-                    endless=[EXCHANGE], registry=registry)  # fmt: skip
+                    endless=[EXCHANGE], registry=registry, callers=CALLERS)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from understudy.rpc import to_seconds
 log = logging.getLogger(__name__)
 
 SERVICE: Final = "understudy.api.experts.v1.ExpertsService"
+CALLERS: Final = ("attention", "controller")
+"""Components that may call, as in deploy/telemetry/schema.yaml."""
 EXCHANGE: Final = f"/{SERVICE}/Exchange"
 MAX_DRAIN_S: Final = 600.0
 READ_AHEAD: Final = 2

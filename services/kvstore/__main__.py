@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from prometheus_client import CollectorRegistry
 
 from services.kvstore.assembly import open_store
-from services.kvstore.servicer import SERVICE, SPANS, KvStoreServicer
+from services.kvstore.servicer import CALLERS, SERVICE, SPANS, KvStoreServicer
 from services.kvstore.settings import KvStoreSettings
 from understudy.serving import ServingSettings, run_service, serve
 
@@ -16,7 +16,7 @@ async def main(environ: Mapping[str, str], serving: ServingSettings) -> None:
     async with open_store(KvStoreSettings.from_env(environ), registry) as opened:
         await serve("kvstore", KvStoreServicer(opened.store).register, settings=serving,
                     services=[SERVICE], spans=SPANS, on_drain=opened.drain,
-                    registry=registry)  # fmt: skip
+                    registry=registry, callers=CALLERS)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from understudy.errors import InvalidArgument
 from understudy.telemetry import names
 
 SERVICE: Final = kvstore_pb2.DESCRIPTOR.services_by_name["KvStoreService"].full_name
+CALLERS: Final = ("attention",)
+"""Components that may call, as in deploy/telemetry/schema.yaml."""
 SPANS: Final = {
     f"/{SERVICE}/Lookup": names.KVSTORE_LOOKUP,
     f"/{SERVICE}/Get": names.KVSTORE_GET,

@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry
 from services.router.assembly import build_router
 from services.router.servicer import SERVICE
 from services.router.settings import RouterSettings
-from understudy.serving import HealthState, ServingSettings, run_service, serve
+from understudy.serving import ANYONE, HealthState, ServingSettings, Transport, run_service, serve
 
 
 async def main(environ: Mapping[str, str], serving: ServingSettings) -> None:
@@ -15,10 +15,12 @@ async def main(environ: Mapping[str, str], serving: ServingSettings) -> None:
     settings = RouterSettings.from_env(environ)
     settings.check_open(serving.listen, settings.http_listen)
     health, registry = HealthState(is_ready=False), CollectorRegistry()
-    router = build_router(settings, health=health, registry=registry)
+    transport = Transport.open(serving, settings.tls_dir)
+    router = build_router(settings, health=health, registry=registry, transport=transport)
     await serve("router", router.servicer.register, settings=serving, services=[SERVICE],
                 health=health, on_drain=router.drain, tasks=router.tasks,
-                registry=registry, max_receive_bytes=settings.max_body_bytes)  # fmt: skip
+                registry=registry, max_receive_bytes=settings.max_body_bytes,
+                callers=ANYONE, transport=transport)  # fmt: skip
 
 
 if __name__ == "__main__":

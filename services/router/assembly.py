@@ -36,7 +36,7 @@ from services.router.watching import PoolWatch
 from understudy.discovery import open_discovery
 from understudy.grammar import Compiler
 from understudy.registry import Version, read_version
-from understudy.serving import HealthState, text_or_file
+from understudy.serving import PLAINTEXT, HealthState, Transport, text_or_file
 from understudy.text.tokenizer import Tokenizer
 
 _READY_POLL_S = 0.05
@@ -60,7 +60,11 @@ class Router:
 
 
 def build_router(
-    settings: RouterSettings, *, health: HealthState, registry: CollectorRegistry
+    settings: RouterSettings,
+    *,
+    health: HealthState,
+    registry: CollectorRegistry,
+    transport: Transport = PLAINTEXT,
 ) -> Router:
     """Build a router; `health` turns ready once its pools have been seen."""
     pools = {pool.name: Pool(pool.name) for pool in settings.parsed_pools()}
@@ -76,8 +80,12 @@ def build_router(
         max_prompt_bytes=settings.max_prompt_bytes,
         request_timeout_s=settings.request_timeout_s,
     )
-    edge = _edge(settings, conductor, health)
-    connect_worker = partial(WorkerClient, vocabulary_digest=tokenizer.vocabulary_digest)
+    edge = _edge(settings, conductor, health, transport)
+    connect_worker = partial(
+        WorkerClient,
+        vocabulary_digest=tokenizer.vocabulary_digest,
+        peer=transport.peer("attention"),
+    )
     watches = [
         PoolWatch(pools[pool.name], open_discovery(pool.workers), connect_worker).run
         for pool in settings.parsed_pools()
@@ -90,7 +98,7 @@ def build_router(
         ),
     ]
     if settings.controllers:
-        tasks.append(Reporter(holding, _controller(settings), metrics).run)
+        tasks.append(Reporter(holding, _controller(settings, transport), metrics).run)
     if edge is not None:
         tasks.append(edge.run)
     return Router(conductor, RouterServicer(conductor), edge, tasks)
@@ -121,9 +129,10 @@ def _company(
     )
 
 
-def _controller(settings: RouterSettings) -> ControllerClient:
+def _controller(settings: RouterSettings, transport: Transport) -> ControllerClient:
     """Connect under a name that no other router has, be it a container of the same pod."""
-    return ControllerClient(settings.controllers, f"{socket.gethostname()}-{secrets.token_hex(4)}")
+    name = f"{socket.gethostname()}-{secrets.token_hex(4)}"
+    return ControllerClient(settings.controllers, name, transport.peer("controller"))
 
 
 async def announce(
@@ -152,7 +161,9 @@ async def announce(
     health.mark_ready()
 
 
-def _edge(settings: RouterSettings, conductor: Conductor, health: HealthState) -> HttpServer | None:
+def _edge(
+    settings: RouterSettings, conductor: Conductor, health: HealthState, transport: Transport
+) -> HttpServer | None:
     if not settings.http_listen:
         return None
     edge = Edge(
@@ -161,7 +172,12 @@ def _edge(settings: RouterSettings, conductor: Conductor, health: HealthState) -
         max_body_bytes=settings.max_body_bytes,
         request_timeout_s=settings.request_timeout_s,
     )
-    return HttpServer(edge.app(), settings.http_listen, max_concurrency=settings.max_requests)
+    return HttpServer(
+        edge.app(),
+        settings.http_listen,
+        max_concurrency=settings.max_requests,
+        identity=transport.public,
+    )
 
 
 def _tokenizer(settings: RouterSettings) -> Tokenizer:

@@ -38,6 +38,9 @@ class RouterSettings:
     """The `tokenizer.json` that all pools share, or a GGUF file that carries it."""
     http_listen: str = "127.0.0.1:8080"
     """Address of the OpenAI-compatible edge; empty turns it off."""
+    tls_dir: Path | None = None
+    """Folder with the tls.crt and tls.key that callers see over gRPC and HTTP; empty (default):
+    plaintext, for whatever ends TLS before the router. New files are taken up at once."""
     control_redis: str = ""
     """URL of the control Redis with the journal; empty turns resume and idempotency off."""
     journal_key: str = ""

@@ -3,6 +3,7 @@
 etcd and the API server run here as processes; no pod starts. Helm itself installs and upgrades.
 """
 
+import base64
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -165,3 +166,46 @@ def test_turning_scaling_on_starts_a_pool_over_with_one_attention_worker(site: S
     assert _replicas(site, path) == 3
     site.install("--set=attention.replicas=3", "--set=scaling.enabled=true")
     assert _replicas(site, path) == 1
+
+
+def _tls(site: Site, component: str) -> dict[str, str]:
+    data: dict[str, str] = site.get(f"secrets/demo-understudy-tls-{component}")["data"]
+    return data
+
+
+def test_certificates_outlive_an_upgrade_and_are_renewed_when_they_are_old(site: Site) -> None:
+    secured = "--set=tls.mode=chart"
+    site.install(secured)
+    before = {name: _tls(site, name) for name in ("authority", "router", "experts")}
+    site.install(secured, "--set=image.tag=next")
+    assert {name: _tls(site, name) for name in before} == before
+
+    url = f"/api/v1/namespaces/{site.namespace}/secrets/demo-understudy-tls-router"
+    old = {"metadata": {"annotations": {"understudy.dev/issued-at": "1700000000"}}}
+    site.plane.call("PATCH", url, old, "application/merge-patch+json")
+    site.install(secured)
+    assert _tls(site, "router")["tls.crt"] != before["router"]["tls.crt"]
+    assert _tls(site, "router")["ca.crt"] == before["router"]["ca.crt"]
+    assert _tls(site, "experts") == before["experts"]
+
+
+def test_an_authority_is_replaced_in_three_upgrades(site: Site) -> None:
+    def upgraded(replace: str) -> dict[str, bytes]:
+        site.install("--set=tls.mode=chart", f"--set=tls.chart.replace={replace}")
+        return {key: base64.b64decode(value) for key, value in _tls(site, "router").items()}
+
+    first = upgraded("")
+    trusting, idle = upgraded("trust"), upgraded("")
+    switched, again = upgraded("switch"), upgraded("")
+    finished, after = upgraded("finish"), upgraded("finish")
+
+    assert trusting["ca.crt"].startswith(first["ca.crt"])
+    assert trusting["ca.crt"].count(b"BEGIN CERTIFICATE") == 2
+    assert trusting["tls.crt"] == first["tls.crt"]
+    assert idle == trusting
+    assert switched["ca.crt"] == trusting["ca.crt"]
+    assert switched["tls.crt"] != first["tls.crt"]
+    assert again == switched
+    assert finished["tls.crt"] == switched["tls.crt"]
+    assert finished["ca.crt"] == switched["ca.crt"].removeprefix(first["ca.crt"])
+    assert after == finished

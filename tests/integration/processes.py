@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import grpc
 import pytest
 
 from understudy.api.attention.v1 import attention_pb2, attention_pb2_grpc
 from understudy.local.processes import Child, child_environment, last_lines
+from understudy.rpc import WITHOUT_POLICY, Peer, open_sync_channel
 
 START_TIMEOUT_S = 120.0
 SESSION_TIMEOUT_S = 150.0
@@ -35,8 +35,10 @@ class Running:
 class Processes:
     """Starts services as `python -m services.<name>` and ends what it started."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, certificates: Path | None = None) -> None:
+        """With certificates, a folder per component, services talk over TLS."""
         self._directory = directory
+        self._certificates = certificates
         self._children: list[Child] = []
 
     def start(self, service: str, port: int = 0, **settings: str) -> Running:
@@ -51,6 +53,8 @@ class Processes:
             "UNDERSTUDY_SERVING_DRAIN_GRACE_S": "2",
             **{prefix + name.upper(): value for name, value in settings.items()},
         }
+        if self._certificates is not None:
+            environ["UNDERSTUDY_SERVING_TLS_DIR"] = str(self._certificates / service)
         child = Child((sys.executable, "-m", f"services.{service}"), environ, log)
         self._children.append(child)
         wait_until(
@@ -93,8 +97,12 @@ def run_session(
     address: str,
     submits: Sequence[attention_pb2.Submit],
     on_tokens: Callable[[int], None] = lambda _: None,
+    peer: Peer | None = None,
 ) -> dict[int, Outcome]:
-    """Run sequences on one session to their ends; `on_tokens` sees the number of tokens so far."""
+    """Run sequences on one session to their ends; `on_tokens` sees the number of tokens so far.
+
+    A `peer` says how TLS is spoken with the worker; without one it is plaintext.
+    """
     outcomes = {submit.sequence_id: Outcome() for submit in submits}
     is_over = threading.Event()
 
@@ -103,7 +111,7 @@ def run_session(
             yield attention_pb2.SessionRequest(submit=submit)
         is_over.wait(SESSION_TIMEOUT_S)
 
-    with grpc.insecure_channel(address) as channel:
+    with open_sync_channel(address, options=WITHOUT_POLICY, peer=peer) as channel:
         stub = attention_pb2_grpc.AttentionServiceStub(channel)
         stream = stub.Session(requests(), timeout=SESSION_TIMEOUT_S, wait_for_ready=True)
         pending = set(outcomes)

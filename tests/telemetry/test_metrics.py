@@ -17,7 +17,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.openmetrics.exposition import generate_latest
 
 from deploy.telemetry.schema import Schema
-from understudy.serving.observation import CallObserver
+from understudy.serving.observation import CallObserver, CertificateObserver
 from understudy.telemetry import Instruments, exemplar
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,6 +37,7 @@ def registries() -> Iterator[CollectorRegistry]:
     chassis = CollectorRegistry()
     tracer = TracerProvider(shutdown_on_exit=False).get_tracer("test")
     CallObserver(tracer, Instruments("serving", chassis), {})
+    CertificateObserver(Instruments("serving", chassis))
     yield chassis
     for service in SERVICES:
         module = import_module(f"services.{service}.metrics")

@@ -11,7 +11,7 @@ from deploy.telemetry.schema import Schema
 
 ROOT = Path(__file__).resolve().parents[2]
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
-TABLE = OPERATIONS.partition("## What fails, and what callers see")[2]
+TABLE = OPERATIONS.partition("## What fails, and what callers see")[2].partition("\n## ")[0]
 ROWS = [line.strip("|").split("|") for line in TABLE.splitlines() if line.startswith("| ")][1:]
 
 

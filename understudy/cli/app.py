@@ -17,7 +17,7 @@ from understudy.cli.failures import FAILED, Commands, describe
 from understudy.cli.tables import evaluation_table, interval_line, print_failures
 from understudy.cli.traffic import Target
 from understudy.cli.waterfall import find_trace, show_trace
-from understudy.client import Client, GenerateParams
+from understudy.client import Client, GenerateParams, Tls
 from understudy.errors import InvalidArgument
 from understudy.local.platform import find_platform, require_platform
 from understudy.local.settings import LocalSettings
@@ -40,6 +40,10 @@ Address = Annotated[
     typer.Option(help="Router to ask, host:port; left out, the platform that runs here."),
 ]
 ApiKey = Annotated[str | None, typer.Option(envvar=API_KEY_VARIABLE, help="Your API key.")]
+Trusted = Annotated[
+    Path | None,
+    typer.Option("--tls", help="Speak TLS and trust the authorities in this PEM file."),
+]
 ModelName = Annotated[str, typer.Option("--model", help="auto, slm or llm.")]
 TimeoutS = Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds for one answer.")]
 PriorityName = Annotated[str, typer.Option("--priority", help="interactive, standard or batch.")]
@@ -109,6 +113,7 @@ def call(
     timeout_s: TimeoutS = 120.0,
     address: Address = None,
     api_key: ApiKey = None,
+    trusted: Trusted = None,
 ) -> None:
     """Ask one question and print the answer and the decision behind it."""
     params: GenerateParams = {
@@ -123,7 +128,7 @@ def call(
         params = {**params, **ask.tools_option(tools)}
     if schema is not None:
         params = {**params, **ask.schema_option(schema)}
-    with Client(_address(address), api_key=api_key) as client:
+    with Client(_address(address), api_key=api_key, tls=_tls(trusted)) as client:
         ask.print_answer(Console(), client.generate(**params))
 
 
@@ -134,13 +139,14 @@ def chat(
     timeout_s: TimeoutS = 120.0,
     address: Address = None,
     api_key: ApiKey = None,
+    trusted: Trusted = None,
 ) -> None:
     """Talk with a model; end with Ctrl-D."""
     params: GenerateParams = {"model": model, "timeout_s": timeout_s}
     if max_tokens is not None:
         params["max_tokens"] = max_tokens
     console = Console()
-    with Client(_address(address), api_key=api_key) as client:
+    with Client(_address(address), api_key=api_key, tls=_tls(trusted)) as client:
         ask.converse(console, client, params, lambda: console.input("[bold]> [/]"), describe)
 
 
@@ -176,6 +182,7 @@ def evaluate_command(
     ] = None,
     address: Address = None,
     api_key: ApiKey = None,
+    trusted: Trusted = None,
 ) -> None:
     """Score the platform on rows of the SNIPS workload; starts one when none is up."""
     if pool not in ("auto", "slm", "llm"):
@@ -185,7 +192,7 @@ def evaluate_command(
     workload = find_workload("snips")
 
     def run(router: str) -> Comparison:
-        target = Target(router, api_key, concurrency, timeout_s)
+        target = Target(router, api_key, concurrency, timeout_s, _tls(trusted))
         return compare(console, target, workload, rows, pool, is_paired=compare_llm)
 
     if address is not None:
@@ -235,6 +242,10 @@ def _split(name: str) -> Split:
 
 def _address(address: str | None) -> str:
     return address or require_platform(_run_dir()).grpc_address
+
+
+def _tls(trusted: Path | None) -> Tls | None:
+    return None if trusted is None else Tls.trusting(trusted)
 
 
 def _run_dir() -> Path:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from understudy.client import Answer, AsyncClient, Decision
+from understudy.client import Answer, AsyncClient, Decision, Tls
 from understudy.errors import InvalidArgument, UnderstudyError
 from understudy.workloads import ToolCall, Workload
 from understudy.workloads.metrics import is_exact_match
@@ -37,6 +37,7 @@ class Target:
     api_key: str | None
     concurrency: int
     timeout_s: float
+    tls: Tls | None = None
 
 
 async def send_rows(
@@ -55,7 +56,7 @@ async def send_rows(
         on_outcome(outcome)
         return outcome
 
-    async with AsyncClient(target.address, api_key=target.api_key) as client:
+    async with AsyncClient(target.address, api_key=target.api_key, tls=target.tls) as client:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(send(client, row)) for row in rows]
         return [task.result() for task in tasks]
@@ -80,7 +81,7 @@ async def send_chats(
         finally:
             on_answer()
 
-    async with AsyncClient(target.address, api_key=target.api_key) as client:
+    async with AsyncClient(target.address, api_key=target.api_key, tls=target.tls) as client:
         return list(await asyncio.gather(*(send(client, prompt) for prompt in prompts)))
 
 

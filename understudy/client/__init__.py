@@ -25,6 +25,7 @@ from understudy.client.results import (
 )
 from understudy.client.retries import RetryPolicy
 from understudy.client.sync import AnswerStream, Client
+from understudy.client.tls import Tls
 
 __all__ = [
     "Answer",
@@ -44,6 +45,7 @@ __all__ = [
     "Model",
     "RetryPolicy",
     "Started",
+    "Tls",
     "Tool",
     "ToolCall",
     "Usage",

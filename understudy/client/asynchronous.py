@@ -23,6 +23,7 @@ from understudy.client.progress import Progress, Step
 from understudy.client.requests import GenerateParams
 from understudy.client.results import Answer, Event, Model
 from understudy.client.retries import RetryPolicy
+from understudy.client.tls import Tls
 from understudy.errors import Cancelled
 from understudy.rpc import open_channel
 
@@ -126,7 +127,8 @@ class AsyncClient:
         async with AsyncClient("127.0.0.1:9090") as client:
             answer = await client.complete(messages=[{"role": "user", "content": "Hello"}])
 
-    `timeout_s` is the time for a whole answer unless a call brings its own.
+    `timeout_s` is the time for a whole answer unless a call brings its own. `tls` says whom to
+    trust; without it the client speaks plaintext.
     """
 
     def __init__(
@@ -136,10 +138,12 @@ class AsyncClient:
         api_key: str | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         retries: RetryPolicy | None = None,
+        tls: Tls | None = None,
     ) -> None:
         self._address = address
         self._api_key = api_key
         self._timeout_s = timeout_s
+        self._peer = None if tls is None else tls.peer()
         self._retries = retries or RetryPolicy()
         self._channel: grpc.aio.Channel | None = None
 
@@ -185,5 +189,5 @@ class AsyncClient:
 
     def _stub(self) -> "RouterServiceAsyncStub":
         if self._channel is None:  # a channel belongs to the running loop
-            self._channel = open_channel(self._address, options=CHANNEL_OPTIONS)
+            self._channel = open_channel(self._address, options=CHANNEL_OPTIONS, peer=self._peer)
         return router_pb2_grpc.RouterServiceStub(self._channel)

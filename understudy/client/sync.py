@@ -23,6 +23,7 @@ from understudy.client.progress import Progress, Step
 from understudy.client.requests import GenerateParams
 from understudy.client.results import Answer, Event, Model
 from understudy.client.retries import RetryPolicy
+from understudy.client.tls import Tls
 from understudy.errors import Cancelled
 from understudy.rpc import open_sync_channel
 
@@ -123,7 +124,8 @@ class Client:
         with Client("127.0.0.1:9090") as client:
             answer = client.complete(messages=[{"role": "user", "content": "Hello"}])
 
-    `timeout_s` is the time for a whole answer unless a call brings its own.
+    `timeout_s` is the time for a whole answer unless a call brings its own. `tls` says whom to
+    trust; without it the client speaks plaintext.
     """
 
     def __init__(
@@ -133,11 +135,13 @@ class Client:
         api_key: str | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         retries: RetryPolicy | None = None,
+        tls: Tls | None = None,
     ) -> None:
         self._api_key = api_key
         self._timeout_s = timeout_s
         self._retries = retries or RetryPolicy()
-        self._channel = open_sync_channel(address, options=CHANNEL_OPTIONS)
+        peer = None if tls is None else tls.peer()
+        self._channel = open_sync_channel(address, options=CHANNEL_OPTIONS, peer=peer)
         self._stub = router_pb2_grpc.RouterServiceStub(self._channel)
 
     def generate(self, **params: Unpack[GenerateParams]) -> AnswerStream:

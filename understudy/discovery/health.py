@@ -12,7 +12,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from understudy.discovery.endpoints import Discovery, Endpoint, Endpoints
-from understudy.rpc import WITHOUT_POLICY, open_channel
+from understudy.rpc import WITHOUT_POLICY, Peer, open_channel
 
 RETRY_S: Final = 1.0
 VERDICT_TIMEOUT_S: Final = 5.0
@@ -20,13 +20,14 @@ _SERVING: Final = 1
 
 
 async def watch_healthy(
-    discovery: Discovery, *, retry_s: float = RETRY_S
+    discovery: Discovery, *, retry_s: float = RETRY_S, security: Peer | None = None
 ) -> AsyncIterator[Endpoints]:
     """The healthy peers, first when each has been asked once, then at each change.
 
-    Close the iterator to stop asking. `retry_s` is the pause before a lost peer is asked again.
+    Close the iterator to stop asking. `retry_s` is the pause before a lost peer is asked again;
+    `security` says how TLS is spoken with peers, plaintext without it.
     """
-    view = _View(retry_s)
+    view = _View(retry_s, security)
     following = asyncio.create_task(view.follow(discovery))
     last: Endpoints | None = None
     try:
@@ -46,12 +47,13 @@ async def watch_healthy(
 class _View:
     """What is known of each peer's health."""
 
-    def __init__(self, retry_s: float) -> None:
+    def __init__(self, retry_s: float, security: Peer | None) -> None:
         self.changed = asyncio.Event()
         self.probes: dict[Endpoint, asyncio.Task[None]] = {}
         self._verdicts: dict[Endpoint, bool] = {}
         self._is_known = False
         self._retry_s = retry_s
+        self._security = security
 
     def healthy(self) -> Endpoints | None:
         """The healthy peers, None before every peer has a verdict."""
@@ -76,7 +78,9 @@ class _View:
 
     async def _probe(self, peer: Endpoint) -> None:
         while True:
-            async with open_channel(peer.address, options=WITHOUT_POLICY) as channel:
+            async with open_channel(
+                peer.address, options=WITHOUT_POLICY, peer=self._security
+            ) as channel:
                 await self._ask(peer, channel)
             await asyncio.sleep(self._retry_s)
 

@@ -14,6 +14,7 @@ from understudy.rpc.channels import (
 from understudy.rpc.deadlines import Deadline, current_deadline
 from understudy.rpc.durations import to_seconds
 from understudy.rpc.metadata import current_request_id, request_metadata
+from understudy.rpc.peers import Peer, Peers, plaintext
 from understudy.rpc.status import error_from_proto, error_to_proto, from_rpc_error, to_status
 from understudy.rpc.traces import extract, inject, traceparent
 
@@ -22,6 +23,8 @@ __all__ = [
     "MAX_MESSAGE_BYTES",
     "WITHOUT_POLICY",
     "Deadline",
+    "Peer",
+    "Peers",
     "current_deadline",
     "current_request_id",
     "error_from_proto",
@@ -31,6 +34,7 @@ __all__ = [
     "inject",
     "open_channel",
     "open_sync_channel",
+    "plaintext",
     "request_metadata",
     "to_seconds",
     "to_status",

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Final, cast
 import grpc
 import grpc.aio
 
+from understudy.rpc.peers import Peer
+from understudy.rpc.rotating import AsyncRotatingChannel, RotatingChannel
 from understudy.rpc.traces import inject
 
 MAX_MESSAGE_BYTES: Final = 32 * 1024 * 1024
@@ -22,6 +24,7 @@ _KEEPALIVE_MS: Final = 30_000
 _KEEPALIVE_TIMEOUT_MS: Final = 10_000
 _MIN_RECONNECT_MS: Final = 100
 _MAX_RECONNECT_MS: Final = 2_000
+_EXPECTED_NAME: Final = "grpc.ssl_target_name_override"
 
 Options = Sequence[tuple[str, str | int]]
 
@@ -58,22 +61,44 @@ def channel_options(options: Options = ()) -> list[tuple[str, str | int]]:
     return list({**defaults, **dict(options)}.items())
 
 
-def open_channel(target: str, *, options: Options = ()) -> grpc.aio.Channel:
+def open_channel(
+    target: str, *, options: Options = (), peer: Peer | None = None
+) -> grpc.aio.Channel:
     """An asyncio channel; it connects on first use and redials by itself.
 
-    Calls with one request carry the current trace context; those with one answer as well end
-    after `DEFAULT_CALL_TIMEOUT_S` unless they name a timeout. Request streams are left alone.
+    It is plaintext unless a `peer` says how TLS is spoken. Calls with one request carry the
+    current trace context; those with one answer as well end after `DEFAULT_CALL_TIMEOUT_S` unless
+    they name a timeout. Request streams are left alone.
     """
-    return grpc.aio.insecure_channel(
-        target,
-        options=channel_options(options),
-        interceptors=_interceptors(),
-    )
+    if peer is None:
+        chosen = channel_options(options)
+        return grpc.aio.insecure_channel(target, options=chosen, interceptors=_interceptors())
+    secured = channel_options([*options, *_expectation(peer)])
+
+    def make(credentials: grpc.ChannelCredentials) -> grpc.aio.Channel:
+        return grpc.aio.secure_channel(
+            target, credentials, options=secured, interceptors=_interceptors()
+        )
+
+    return cast("grpc.aio.Channel", AsyncRotatingChannel(peer, make))
 
 
-def open_sync_channel(target: str, *, options: Options = ()) -> grpc.Channel:
+def open_sync_channel(
+    target: str, *, options: Options = (), peer: Peer | None = None
+) -> grpc.Channel:
     """The same channel for callers without an event loop; metadata and timeouts are theirs."""
-    return grpc.insecure_channel(target, options=channel_options(options))
+    if peer is None:
+        return grpc.insecure_channel(target, options=channel_options(options))
+    secured = channel_options([*options, *_expectation(peer)])
+
+    def make(credentials: grpc.ChannelCredentials) -> grpc.Channel:
+        return grpc.secure_channel(target, credentials, options=secured)
+
+    return cast("grpc.Channel", RotatingChannel(peer, make))
+
+
+def _expectation(peer: Peer) -> Options:
+    return ((_EXPECTED_NAME, peer.name),) if peer.name else ()
 
 
 def _interceptors() -> Sequence[grpc.aio.ClientInterceptor]:

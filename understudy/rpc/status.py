@@ -30,6 +30,7 @@ from understudy.errors import (
     UnderstudyError,
 )
 from understudy.rpc.metadata import REQUEST_ID_KEY, find
+from understudy.rpc.peers import explain
 
 STATUS_KEY: Final = "grpc-status-details-bin"
 MAX_MESSAGE_BYTES: Final = 768
@@ -114,7 +115,7 @@ def from_rpc_error(error: grpc.RpcError) -> UnderstudyError:
     trailing = list(failed.trailing_metadata() or ())
     failure = _attached(trailing) or error_from_proto(
         status_pb2.Status(
-            code=code_pb2.Code.Value(failed.code().name), message=failed.details() or ""
+            code=code_pb2.Code.Value(failed.code().name), message=explain(failed.details() or "")
         )
     )
     request_id = find(trailing, REQUEST_ID_KEY)

@@ -6,18 +6,24 @@ ids, deadlines, admission, tracing, metrics, health, reflection and a drain on S
 
 from understudy.serving.addresses import parse_address
 from understudy.serving.health import HealthState
+from understudy.serving.identity import Identity
 from understudy.serving.memory import give_back_memory
 from understudy.serving.process import run_service
 from understudy.serving.running import RunningService, start_service
 from understudy.serving.serve import serve
 from understudy.serving.service_settings import ServingSettings
 from understudy.serving.settings import SettingsError, read_settings, text_or_file
+from understudy.serving.transport import ANYONE, PLAINTEXT, Transport
 
 __all__ = [
+    "ANYONE",
+    "PLAINTEXT",
     "HealthState",
+    "Identity",
     "RunningService",
     "ServingSettings",
     "SettingsError",
+    "Transport",
     "give_back_memory",
     "parse_address",
     "read_settings",

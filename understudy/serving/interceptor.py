@@ -24,6 +24,7 @@ from understudy.rpc.status import STATUS_KEY, to_status, with_metadata
 from understudy.serving.calls import RunningCalls
 from understudy.serving.observation import CallObserver, Outcome
 from understudy.serving.served_context import ServedContext
+from understudy.serving.transport import Callers
 
 if TYPE_CHECKING:
     _Interceptor = grpc.aio.ServerInterceptor[object, object]
@@ -47,6 +48,8 @@ class ChassisInterceptor(_Interceptor):
     """Spans and metrics."""
     max_call_s: float
     """Deadline of calls that come without one."""
+    callers: Callers | None = None
+    """Whose certificates may call; None where callers have none."""
 
     async def intercept_service(
         self,
@@ -83,6 +86,8 @@ class ChassisInterceptor(_Interceptor):
             set_current_deadline(deadline)
             with self.observer.observed(method, headers) as outcome:
                 try:
+                    if self.callers is not None:
+                        self.callers.check(_names_of(context))
                     response = await self._limited(method, deadline, behaviour, request, context)
                 except asyncio.CancelledError:
                     if deadline.is_expired:
@@ -169,6 +174,12 @@ def _succeed(outcome: Outcome, context: "_Context") -> None:
 def _text_headers(context: "_Context") -> dict[str, str]:
     pairs = context.invocation_metadata() or ()
     return {key: value for key, value in pairs if isinstance(value, str)}
+
+
+def _names_of(context: "_Context") -> list[str]:
+    """Names in the certificate of the caller."""
+    names = context.auth_context().get("x509_subject_alternative_name", ())
+    return [name.decode("utf-8", "replace") for name in names]
 
 
 def _replaced(handler: "_Handler", wrap: "Callable[[Behaviour], Behaviour]") -> "_Handler":

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from opentelemetry import context as otel_context
@@ -12,6 +13,8 @@ from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, Status, StatusCode
 
 from understudy.rpc.metadata import current_request_id
 from understudy.rpc.traces import extract
+from understudy.serving.identity import Identity
+from understudy.serving.transport import Transport
 from understudy.telemetry import Instruments, exemplar, names
 
 _QUIET: Final = frozenset({"OK", "CANCELLED"})
@@ -93,3 +96,27 @@ def _conclude(span: Span, outcome: Outcome) -> None:
         span.set_attribute(names.ERROR_TYPE, outcome.code)
     if outcome.code not in _QUIET:
         span.set_status(Status(StatusCode.ERROR, outcome.detail))
+
+
+class CertificateObserver:
+    """Tells how long certificates last, and how many sets could not be used."""
+
+    def __init__(self, instruments: Instruments) -> None:
+        self._remaining = instruments.gauge(
+            "certificate_remaining", "Time until the certificate ends.", ("towards",), "seconds"
+        )
+        self._refusals = instruments.counter(
+            "certificate_refusals", "Sets of certificates that could not be used.", ("towards",)
+        )
+
+    def observe(self, transport: Transport) -> None:
+        """Follow the identities of a process; the files are looked at with each scrape."""
+        named = (("peers", transport.identity), ("callers", transport.public))
+        for towards, identity in named:
+            if identity is not None:
+                self._remaining.labels(towards).set_function(partial(_remaining_s, identity))
+                identity.subscribe(self._refusals.labels(towards).inc)
+
+
+def _remaining_s(identity: Identity) -> float:
+    return identity.remaining_s

@@ -18,25 +18,28 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
 
-from understudy.errors import FailedPrecondition
 from understudy.rpc.channels import MAX_MESSAGE_BYTES
 from understudy.rpc.deadlines import Deadline
-from understudy.serving.addresses import parse_address
 from understudy.serving.calls import RunningCalls
 from understudy.serving.health import HealthServicer, HealthState
 from understudy.serving.interceptor import ChassisInterceptor
-from understudy.serving.observation import CallObserver
+from understudy.serving.listening import (
+    answer_probes,
+    expose_metrics,
+    listen_on,
+    server_options,
+)
+from understudy.serving.observation import CallObserver, CertificateObserver
 from understudy.serving.service_settings import ServingSettings
+from understudy.serving.transport import Transport
 from understudy.telemetry import Instruments, tracer
 
 Register = Callable[[grpc.aio.Server], Awaitable[None] | None]
 OnDrain = Callable[[float], Awaitable[None]]
 
 _STOP_GRACE_S: Final = 1.0
-_MIN_PING_INTERVAL_MS: Final = 10_000
-_CONNECTION_AGE_GRACE_MS: Final = 600_000
 _log = logging.getLogger(__name__)
 
 
@@ -58,6 +61,8 @@ class RunningService:
     """What the service does to finish or hand over its own work."""
     metrics_server: WSGIServer | None
     """Server of the Prometheus endpoint."""
+    probes: tuple[grpc.aio.Server, int] | None
+    """Server of health checks in plaintext, and its port."""
 
     @property
     def address(self) -> str:
@@ -68,6 +73,11 @@ class RunningService:
     def metrics_port(self) -> int | None:
         """Port of the Prometheus endpoint, None where there is none."""
         return None if self.metrics_server is None else self.metrics_server.server_port
+
+    @property
+    def health_port(self) -> int | None:
+        """Port that answers health checks in plaintext, None where there is none."""
+        return None if self.probes is None else self.probes[1]
 
     async def drain(self, grace_s: float, hurry: asyncio.Event | None = None) -> None:
         """Stop in order, within `grace_s` seconds; at once when `hurry` is set meanwhile."""
@@ -83,6 +93,8 @@ class RunningService:
             )
         self.health_servicer.close()
         await self.server.stop(_STOP_GRACE_S)
+        if self.probes is not None:
+            await self.probes[0].stop(_STOP_GRACE_S)
         if self.metrics_server is not None:
             await asyncio.to_thread(self.metrics_server.shutdown)
             self.metrics_server.server_close()
@@ -109,24 +121,35 @@ async def start_service(
     endless: Collection[str] = (),
     registry: CollectorRegistry | None = None,
     max_receive_bytes: int = MAX_MESSAGE_BYTES,
+    callers: Collection[str] = (),
+    transport: Transport | None = None,
 ) -> RunningService:
     """Start a service in this process; `serve` adds signals, tracing and the ready file.
 
-    Raises `FailedPrecondition` naming an address that cannot be listened on.
+    Raises `FailedPrecondition` naming an address that cannot be listened on, and `SettingsError`
+    naming a certificate that cannot be used.
     """
+    transport = Transport.open(settings) if transport is None else transport
     registry = CollectorRegistry() if registry is None else registry
     health = HealthState() if health is None else health
     calls = RunningCalls(settings.max_concurrent_calls, endless)
     instruments = Instruments("serving", registry)
     observer = CallObserver(tracer(f"understudy.{service_name}"), instruments, spans)
-    server = grpc.aio.server(
-        interceptors=[ChassisInterceptor(calls, observer, settings.max_call_s)],
-        options=_server_options(settings, max_receive_bytes),
+    interceptor = ChassisInterceptor(
+        calls, observer, settings.max_call_s, transport.permitted(callers)
     )
+    options = server_options(settings, max_receive_bytes)
+    server = grpc.aio.server(interceptors=[interceptor], options=options)
     health_servicer = _add_infrastructure(server, health, services)
     await _register(server, register)
-    host, port = _listen(server, settings.listen)
-    metrics_server = _expose(settings.metrics_listen, registry)
+    identity = transport.towards(callers)
+    credentials = None if identity is None else identity.server_credentials()
+    host, port = listen_on(server, settings.listen, credentials)
+    CertificateObserver(instruments).observe(transport)
+    metrics_server = expose_metrics(settings.metrics_listen, registry)
+    probes = None
+    if settings.health_listen:
+        probes = await answer_probes(settings.health_listen, health_servicer, interceptor)
     await server.start()
     return RunningService(
         host=host,
@@ -136,6 +159,7 @@ async def start_service(
         health_servicer=health_servicer,
         on_drain=on_drain,
         metrics_server=metrics_server,
+        probes=probes,
     )
 
 
@@ -160,47 +184,6 @@ def _add_infrastructure(
 def _on_loop(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
     if not loop.is_closed():
         loop.call_soon_threadsafe(callback)
-
-
-def _server_options(settings: ServingSettings, max_receive_bytes: int) -> list[tuple[str, int]]:
-    options = [
-        ("grpc.so_reuseport", 0),
-        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-        ("grpc.max_receive_message_length", max_receive_bytes),
-        ("grpc.http2.min_ping_interval_without_data_ms", _MIN_PING_INTERVAL_MS),
-        ("grpc.keepalive_permit_without_calls", 1),
-    ]
-    if settings.max_connection_age_s > 0:
-        age_ms = int(settings.max_connection_age_s * 1000)
-        options.append(("grpc.max_connection_age_ms", age_ms))
-        options.append(("grpc.max_connection_age_grace_ms", _CONNECTION_AGE_GRACE_MS))
-    return options
-
-
-def _listen(server: grpc.aio.Server, listen: str) -> tuple[str, int]:
-    host, _ = parse_address(listen)
-    try:
-        port = server.add_insecure_port(listen)
-    except RuntimeError as error:
-        raise FailedPrecondition(
-            f"The address {listen} cannot be listened on; another process may hold the port: "
-            "stop it or choose another address."
-        ) from error
-    return host, port
-
-
-def _expose(metrics_listen: str, registry: CollectorRegistry) -> WSGIServer | None:
-    if not metrics_listen:
-        return None
-    host, port = parse_address(metrics_listen)
-    try:
-        metrics_server, _ = start_http_server(port, host, registry)
-    except OSError as error:
-        raise FailedPrecondition(
-            f"The metrics address {metrics_listen} cannot be listened on ({error.strerror}): "
-            "stop the process that holds it or choose another address."
-        ) from error
-    return metrics_server
 
 
 async def _first(work: Awaitable[None], hurry: asyncio.Event | None, deadline: Deadline) -> None:

@@ -22,6 +22,7 @@ from understudy.serving.health import HealthState
 from understudy.serving.ready_file import write_ready_file
 from understudy.serving.running import OnDrain, Register, RunningService, start_service
 from understudy.serving.service_settings import ServingSettings
+from understudy.serving.transport import Transport
 from understudy.telemetry import configure_tracing
 
 _log = logging.getLogger(__name__)
@@ -40,6 +41,8 @@ async def serve(
     endless: Collection[str] = (),
     registry: CollectorRegistry | None = None,
     max_receive_bytes: int = MAX_MESSAGE_BYTES,
+    callers: Collection[str] = (),
+    transport: Transport | None = None,
 ) -> None:
     """Serve until a signal or a failed task; drain (a second signal hurries); return or raise.
 
@@ -50,6 +53,9 @@ async def serve(
     - `spans` maps "/package.Service/Method" to the name of the span that each such call gets.
     - `endless` methods live as long as the peer: no deadline, and drain ends them as UNAVAILABLE.
     - `max_receive_bytes` bounds one message from a peer; gRPC refuses a longer one itself.
+    - `callers` are the components whose certificates may call where services have any; `ANYONE`
+      is for callers from outside.
+    - `transport` is what the service dials its peers with; without one the settings' is opened.
     """
     health = HealthState() if health is None else health
     async with _traced(service_name, settings):
@@ -64,6 +70,8 @@ async def serve(
             endless=endless,
             registry=registry,
             max_receive_bytes=max_receive_bytes,
+            callers=callers,
+            transport=transport,
         )
         with _signals() as (stop, hurry):
             await _run(service, health, settings, tasks, stop, hurry)
@@ -116,7 +124,11 @@ async def _announce(
         write_ready_file(settings.ready_file, service.port, service.metrics_port)
     _log.info(
         f"Ready on {service.address}.",
-        extra={"port": service.port, "metrics_port": service.metrics_port},
+        extra={
+            "port": service.port,
+            "metrics_port": service.metrics_port,
+            "health_port": service.health_port,
+        },
     )
 
 

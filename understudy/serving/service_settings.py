@@ -1,6 +1,7 @@
 """What every service reads beside its own settings."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Final, Literal
 from understudy.serving.settings import SettingsError, read_settings
 
 PREFIX: Final = "UNDERSTUDY_SERVING_"
+_DOMAIN: Final = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +37,24 @@ class ServingSettings:
     """Calls served at once; more are refused with RESOURCE_EXHAUSTED."""
     max_connection_age_s: float = 0.0
     """Closes connections after this long, so that load reaches new replicas; 0 (default): never."""
+    tls_dir: Path | None = None
+    """Folder with tls.crt, tls.key and ca.crt: calls between services then need certificates on
+    both sides. Empty (default): plaintext. New files are taken up at once."""
+    tls_domain: str = "understudy"
+    """Certificates name `<component>.<domain>`, such as experts.understudy."""
+    health_listen: str = ""
+    """Further address that answers health checks only, in plaintext, for probes that have no
+    certificate; empty (default) means none."""
 
     def __post_init__(self) -> None:
         _require_number(self.drain_grace_s, "DRAIN_GRACE_S", 0, 3600)
         _require_number(self.trace_sample_ratio, "TRACE_SAMPLE_RATIO", 0, 1)
         _require_number(self.max_call_s, "MAX_CALL_S", 0.001, 86_400)
         _require_number(self.max_concurrent_calls, "MAX_CONCURRENT_CALLS", 1, 1_000_000)
+        if not _DOMAIN.fullmatch(self.tls_domain):
+            raise SettingsError(
+                f"{PREFIX}TLS_DOMAIN is {self.tls_domain!r}; set a DNS name such as understudy."
+            )
         _require_number(self.max_connection_age_s, "MAX_CONNECTION_AGE_S", 0, 86_400)
 
     @classmethod

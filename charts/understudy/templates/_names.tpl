@@ -69,6 +69,8 @@ callers reach every worker. Takes root, pool, part and replicas. */}}
 {{- define "understudy.otlpPort" -}}4317{{- end -}}
 {{- define "understudy.kvstorePort" -}}9001{{- end -}}
 {{- define "understudy.kvstoreMetricsPort" -}}9465{{- end -}}
+{{- define "understudy.healthPort" -}}9002{{- end -}}
+{{- define "understudy.kvstoreHealthPort" -}}9003{{- end -}}
 
 {{/* Where services send traces: the chart's collector, one of yours, or nowhere. */}}
 {{- define "understudy.otlpEndpoint" -}}

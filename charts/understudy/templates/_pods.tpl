@@ -93,15 +93,18 @@ UNDERSTUDY_SERVING_DRAIN_GRACE_S. Numbers arrive as floats from YAML and leave w
 
 {{/* A container of an Understudy service. Takes root, service, settings (all of its fields),
 resources, port, metricsPort; optionally portName, metricsPortName, ports and mounts (further ones, as
-YAML), maxConnectionAgeS, isSidecar and scaling (all settings of scaling). */}}
+YAML), maxConnectionAgeS, healthPort, healthPortName, isSidecar and scaling (all settings of scaling). */}}
 {{- define "understudy.container" -}}
 {{- $serving := .root.Values.serving -}}
+{{- $hasTls := include "understudy.hasTls" .root -}}
+{{- $healthPort := .healthPort | default (include "understudy.healthPort" .root) -}}
+{{- $probed := $hasTls | empty | ternary .port $healthPort -}}
 - name: {{ .service }}
   image: {{ include "understudy.serviceImage" . }}
   imagePullPolicy: {{ .root.Values.image.pullPolicy }}
   command: [python, -m, services.{{ .service }}]
   env:
-    {{- include "understudy.env" (dict "prefix" "UNDERSTUDY_SERVING" "settings" (dict
+    {{- include "understudy.env" (dict "prefix" "UNDERSTUDY_SERVING" "settings" (merge (dict
           "listen" (printf "0.0.0.0:%s" .port)
           "metricsListen" (printf "0.0.0.0:%s" .metricsPort)
           "drainGraceS" $serving.drainGraceS
@@ -111,7 +114,8 @@ YAML), maxConnectionAgeS, isSidecar and scaling (all settings of scaling). */}}
           "maxCallS" $serving.maxCallS
           "maxConcurrentCalls" $serving.maxConcurrentCalls
           "maxConnectionAgeS" (.maxConnectionAgeS | default 0)
-          "readyFile" "")) | trim | nindent 4 }}
+          "readyFile" "")
+          (include "understudy.tlsSettings" (dict "root" .root "healthPort" $healthPort) | fromYaml))) | trim | nindent 4 }}
     {{- include "understudy.env" (dict "prefix" (printf "UNDERSTUDY_%s" (upper .service)) "settings" .settings) | trim | nindent 4 }}
     {{- with .scaling }}
     {{- include "understudy.env" (dict "prefix" "UNDERSTUDY_SCALING" "settings" .) | trim | nindent 4 }}
@@ -119,18 +123,22 @@ YAML), maxConnectionAgeS, isSidecar and scaling (all settings of scaling). */}}
   ports:
     - {name: {{ .portName | default "grpc" }}, containerPort: {{ .port }}}
     - {name: {{ .metricsPortName | default "metrics" }}, containerPort: {{ .metricsPort }}}
+    {{- if $hasTls }}
+    - {name: {{ .healthPortName | default "health" }}, containerPort: {{ $healthPort }}}
+    {{- end }}
     {{- with .ports }}
     {{- . | nindent 4 }}
     {{- end }}
+  # Probes have no certificate: where services do, a port that answers health only is for them.
   startupProbe:
-    grpc: {port: {{ .port }}}
+    grpc: {port: {{ $probed }}}
     periodSeconds: 2
     timeoutSeconds: 2
     failureThreshold: 150
   # "liveness" is SERVING as long as the process answers: one that is not ready, because a peer is
   # away or it drains, is not helped by a restart.
   livenessProbe:
-    grpc: {port: {{ .port }}, service: liveness}
+    grpc: {port: {{ $probed }}, service: liveness}
     periodSeconds: 10
     timeoutSeconds: 5
     failureThreshold: 3
@@ -138,7 +146,7 @@ YAML), maxConnectionAgeS, isSidecar and scaling (all settings of scaling). */}}
   restartPolicy: Always
   {{- else }}
   readinessProbe:
-    grpc: {port: {{ .port }}}
+    grpc: {port: {{ $probed }}}
     periodSeconds: 5
     timeoutSeconds: 2
     failureThreshold: 2
@@ -155,17 +163,21 @@ YAML), maxConnectionAgeS, isSidecar and scaling (all settings of scaling). */}}
     {{- if .root.Values.weights.existingClaim }}
     - {name: weights, mountPath: {{ .root.Values.weights.mountPath }}, readOnly: true}
     {{- end }}
+    {{- if $hasTls }}
+    - {name: tls-{{ .service }}, mountPath: /etc/understudy/tls, readOnly: true}
+    {{- end }}
     {{- with .mounts }}
     {{- . | nindent 4 }}
     {{- end }}
 {{- end -}}
 
-{{/* Volumes behind the mounts of understudy.container. Takes the root. */}}
+{{/* Volumes behind the mounts of understudy.container. Takes root and components, its services. */}}
 {{- define "understudy.volumes" -}}
 - name: tmp
   emptyDir: {sizeLimit: 1Gi}
-{{- with .Values.weights.existingClaim }}
+{{- with .root.Values.weights.existingClaim }}
 - name: weights
   persistentVolumeClaim: {claimName: {{ . }}, readOnly: true}
 {{- end }}
+{{- include "understudy.tlsVolumes" . }}
 {{- end -}}

@@ -75,6 +75,7 @@
 {{- toYaml (merge (dict
       "pools" (toJson $pools)
       "httpListen" (printf "0.0.0.0:%s" (include "understudy.httpPort" .))
+      "tlsDir" ""
       "controlRedis" $redis.url
       "controllers" (ternary (printf "%s-controller:%s" (include "understudy.fullname" .) (include "understudy.grpcPort" .)) "" .Values.scaling.enabled)
       "allowOpen" false

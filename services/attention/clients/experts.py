@@ -29,7 +29,7 @@ from understudy.exchange.frame import VERSION, FrameType, Header, encode_frame
 from understudy.exchange.tensors import request_pieces
 from understudy.model.config import ModelConfig
 from understudy.model.ffn import Gates, PendingHidden
-from understudy.rpc import from_rpc_error, open_sync_channel
+from understudy.rpc import Peers, from_rpc_error, open_sync_channel, plaintext
 
 HELLO_TIMEOUT_S: Final = 5.0
 MIN_REDIAL_S: Final = 0.05
@@ -55,6 +55,7 @@ class RemoteExperts:
         *,
         frame_timeout_s: float = 5.0,
         retry_window_s: float = 10.0,
+        peers: Peers = plaintext,
     ) -> None:
         """Serve `config`'s layers by the table of `pool` that the controller at `placement` has.
 
@@ -66,14 +67,13 @@ class RemoteExperts:
         self._placement = placement
         self._pool = pool
         self._dispatcher = Dispatcher(
-            clock_s=time.monotonic,
-            frame_timeout_s=frame_timeout_s,
-            retry_window_s=retry_window_s,
+            clock_s=time.monotonic, frame_timeout_s=frame_timeout_s, retry_window_s=retry_window_s
         )
         self._lock = threading.Lock()
         self._ready = threading.Event()
         self._closed = threading.Event()
-        self._controller = open_sync_channel(placement)
+        self._peers = peers
+        self._controller = open_sync_channel(placement, peer=peers("controller"))
         self._channels: dict[str, grpc.Channel] = {}
         self._threads: list[threading.Thread] = []
         self._failure = "the controller has published no expert worker"
@@ -212,10 +212,9 @@ class RemoteExperts:
 
     def _watch(self) -> None:
         request = controller_pb2.WatchPlacementRequest(pool=self._pool)
-        channel = self._controller
+        stub = controller_pb2_grpc.ControllerServiceStub(self._controller)
 
         def attempt() -> bool:
-            stub = controller_pb2_grpc.ControllerServiceStub(channel)
             for response in stub.WatchPlacement(request):
                 self._place(response.placement)
             return True
@@ -230,7 +229,8 @@ class RemoteExperts:
         with self._lock:
             self._dispatcher.place(placement)
             addresses = {replica.address for replica in placement.replicas}
-            new = {address: open_exchange(address) for address in addresses - {*self._channels}}
+            unknown, peer = addresses - {*self._channels}, self._peers("experts")
+            new = {address: open_exchange(address, peer) for address in unknown}
             self._channels.update(new)
             self._note_readiness()
         for address, channel in new.items():

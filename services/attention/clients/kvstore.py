@@ -7,15 +7,15 @@ import grpc
 from services.attention.sharing import Chain
 from understudy.api.kvstore.v1 import kvstore_pb2, kvstore_pb2_grpc
 from understudy.chunks import Chunk, encode_chunk
-from understudy.rpc import from_rpc_error, open_channel
+from understudy.rpc import Peer, from_rpc_error, open_channel
 
 
 class KvStoreClient:
     """Calls one kvstore; failures come out as UnderstudyErrors."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, peer: Peer | None = None) -> None:
         """Connect lazily; made on the event loop that will use it."""
-        self._channel = open_channel(address)
+        self._channel = open_channel(address, peer=peer)
         self._stub = kvstore_pb2_grpc.KvStoreServiceStub(self._channel)
 
     async def lookup(self, chain: Chain, timeout_s: float) -> int:

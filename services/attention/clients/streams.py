@@ -6,7 +6,7 @@ from typing import Final, cast
 
 import grpc
 
-from understudy.rpc import WITHOUT_POLICY, open_sync_channel
+from understudy.rpc import WITHOUT_POLICY, Peer, open_sync_channel
 
 EXCHANGE: Final = "/understudy.api.experts.v1.ExpertsService/Exchange"
 
@@ -33,6 +33,6 @@ class ExchangeStream:
         return cast("Iterator[bytes]", iter(self._call))
 
 
-def open_exchange(address: str) -> grpc.Channel:
+def open_exchange(address: str, peer: Peer | None = None) -> grpc.Channel:
     """Return a channel without retries and health checks: a break must show at once."""
-    return open_sync_channel(address, options=WITHOUT_POLICY)
+    return open_sync_channel(address, options=WITHOUT_POLICY, peer=peer)

@@ -9,14 +9,15 @@ from services.controller.placement import Holding
 from understudy.api.experts.v1 import experts_pb2, experts_pb2_grpc
 from understudy.errors import FailedPrecondition
 from understudy.exchange.frame import VERSION
-from understudy.rpc import WITHOUT_POLICY, from_rpc_error, open_channel
+from understudy.rpc import WITHOUT_POLICY, Peer, from_rpc_error, open_channel
 
 
 class GrpcProber:
     """A `Prober` over one channel per expert worker."""
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, timeout_s: float, peer: Peer | None = None) -> None:
         self._timeout_s = timeout_s
+        self._peer = peer
         self._channels: dict[str, tuple[grpc.aio.Channel, AsyncExitStack]] = {}
 
     async def probe(self, address: str) -> Holding | None:
@@ -61,6 +62,8 @@ class GrpcProber:
     async def _channel(self, address: str) -> grpc.aio.Channel:
         if address not in self._channels:
             stack = AsyncExitStack()
-            channel = await stack.enter_async_context(open_channel(address, options=WITHOUT_POLICY))
+            channel = await stack.enter_async_context(
+                open_channel(address, options=WITHOUT_POLICY, peer=self._peer)
+            )
             self._channels[address] = channel, stack
         return self._channels[address][0]

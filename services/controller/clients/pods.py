@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from services.controller.scaling.windows import Info, Series
 from understudy.api.attention.v1 import attention_pb2, attention_pb2_grpc
 from understudy.errors import Unavailable
-from understudy.rpc import WITHOUT_POLICY, from_rpc_error, open_channel
+from understudy.rpc import WITHOUT_POLICY, Peer, from_rpc_error, open_channel
 
 if TYPE_CHECKING:
     from aiohttp import ClientSession
@@ -23,8 +23,9 @@ _OK: Final = 200
 class PodReader:
     """A `Reader` with one HTTP session, and one channel per attention worker."""
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, timeout_s: float, peer: Peer | None = None) -> None:
         self._timeout_s = timeout_s
+        self._peer = peer
         self._session: ClientSession | None = None
         self._channels: dict[str, tuple[grpc.aio.Channel, AsyncExitStack]] = {}
 
@@ -75,7 +76,9 @@ class PodReader:
                 _, oldest = self._channels.pop(next(iter(self._channels)))
                 await oldest.aclose()
             stack = AsyncExitStack()
-            channel = await stack.enter_async_context(open_channel(address, options=WITHOUT_POLICY))
+            channel = await stack.enter_async_context(
+                open_channel(address, options=WITHOUT_POLICY, peer=self._peer)
+            )
             self._channels[address] = channel, stack
         return self._channels[address][0]
 

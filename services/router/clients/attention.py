@@ -19,7 +19,7 @@ from services.router.pools import Ended, Submission, Tokens, WorkerInfo
 from understudy.api.attention.v1 import attention_pb2, attention_pb2_grpc
 from understudy.api.types.v1 import types_pb2
 from understudy.errors import Unavailable, UnderstudyError
-from understudy.rpc import error_from_proto, from_rpc_error, open_channel
+from understudy.rpc import Peer, error_from_proto, from_rpc_error, open_channel
 
 INFO_INTERVAL_S: Final = 1.0
 INFO_TIMEOUT_S: Final = 5.0
@@ -155,13 +155,13 @@ class Session:
 class WorkerClient:
     """One attention worker; satisfies `pools.Worker`. Run `watch` beside it."""
 
-    def __init__(self, address: str, vocabulary_digest: bytes) -> None:
+    def __init__(self, address: str, vocabulary_digest: bytes, peer: Peer | None = None) -> None:
         """Connect lazily; a worker whose token ids mean something else is never used."""
         self.address = address
         self._vocabulary_digest = vocabulary_digest
         self._is_foreign = False
         self.info: WorkerInfo | None = None
-        self._channel = open_channel(address)
+        self._channel = open_channel(address, peer=peer)
         self._stub = attention_pb2_grpc.AttentionServiceStub(self._channel)
         self._session: Session | None = None
 

@@ -10,7 +10,7 @@ import grpc
 from services.router.holding import Outlook
 from understudy.api.controller.v1 import controller_pb2, controller_pb2_grpc
 from understudy.errors import DeadlineExceeded, Unavailable
-from understudy.rpc import from_rpc_error, open_channel, to_seconds
+from understudy.rpc import Peer, from_rpc_error, open_channel, to_seconds
 
 TIMEOUT_S: Final = 2.0
 
@@ -22,10 +22,10 @@ class ControllerClient:
     one after the other; where addresses are listed, the one that answered last is asked first.
     """
 
-    def __init__(self, addresses: Sequence[str], router: str) -> None:
+    def __init__(self, addresses: Sequence[str], router: str, peer: Peer | None = None) -> None:
         """Connect lazily; `router` is unique among routers."""
         self._router = router
-        self._channels = [open_channel(address) for address in addresses]
+        self._channels = [open_channel(address, peer=peer) for address in addresses]
         self._stubs = [
             controller_pb2_grpc.ControllerServiceStub(channel) for channel in self._channels
         ]

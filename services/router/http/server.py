@@ -9,8 +9,9 @@ from contextlib import contextmanager
 import uvicorn
 from starlette.applications import Starlette
 
+from services.router.http.tls import server_context
 from understudy.errors import Unavailable
-from understudy.serving import parse_address
+from understudy.serving import Identity, parse_address
 
 
 class _Server(uvicorn.Server):
@@ -22,21 +23,31 @@ class _Server(uvicorn.Server):
 class HttpServer:
     """One listening edge: `run` beside the gRPC server, `drain` before it ends."""
 
-    def __init__(self, app: Starlette, listen: str, *, max_concurrency: int) -> None:
+    def __init__(
+        self,
+        app: Starlette,
+        listen: str,
+        *,
+        max_concurrency: int,
+        identity: Identity | None = None,
+    ) -> None:
+        """Speak plaintext unless an identity for callers is given."""
         self._host, self._port = parse_address(listen)
-        self._server = _Server(
-            uvicorn.Config(
-                app,
-                host=self._host,
-                port=self._port,
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                lifespan="off",
-                limit_concurrency=4 * max_concurrency,
-                timeout_keep_alive=75,
-            )
+        config = uvicorn.Config(
+            app,
+            host=self._host,
+            port=self._port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            lifespan="off",
+            limit_concurrency=4 * max_concurrency,
+            timeout_keep_alive=75,
         )
+        if identity is not None:
+            config.load()
+            config.ssl = server_context(identity)
+        self._server = _Server(config)
         self._ended = asyncio.Event()
 
     @property

@@ -154,6 +154,14 @@ def test_unknown_setting_exits_2_naming_it():
     assert "UNDERSTUDY_SERVING_LISTN is not a setting" in said
 
 
+def test_certificates_that_cannot_be_read_exit_2_naming_the_file(tmp_path):
+    code, said = failed(PROBE, UNDERSTUDY_SERVING_TLS_DIR=str(tmp_path))
+
+    assert code == 2
+    assert said.startswith(f"understudy probe: The file {tmp_path}/tls.crt cannot be read (No such")
+    assert len(said.splitlines()) == 1
+
+
 def test_port_in_use_exits_1_with_a_sentence():
     with running(PROBE) as service:
         code, said = failed(PROBE, UNDERSTUDY_SERVING_LISTEN=f"127.0.0.1:{service.port}")

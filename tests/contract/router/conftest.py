@@ -23,7 +23,15 @@ from understudy.api.router.v1 import router_pb2_grpc
 from understudy.evidence import FEATURES, Calibrator, Isotonic, Operation
 from understudy.registry import write_manifest
 from understudy.rpc import open_channel
-from understudy.serving import HealthState, RunningService, ServingSettings, start_service
+from understudy.serving import (
+    ANYONE,
+    PLAINTEXT,
+    HealthState,
+    RunningService,
+    ServingSettings,
+    Transport,
+    start_service,
+)
 from understudy.testing.fake_attention import FakeAttention, FakeReply
 from understudy.testing.tiny_tokenizer import tiny_tokenizer, tiny_tokenizer_json
 
@@ -98,7 +106,7 @@ class Town:
     stack: AsyncExitStack
     more_llm: list[str] = field(default_factory=list)
 
-    async def open(self, **changes: object) -> House:
+    async def open(self, transport: Transport = PLAINTEXT, **changes: object) -> House:
         pools = [
             {
                 "name": "slm",
@@ -118,7 +126,7 @@ class Town:
         }
         settings = RouterSettings(**{**values, **changes})  # type: ignore[arg-type]
         health, registry = HealthState(is_ready=False), CollectorRegistry()
-        router = build_router(settings, health=health, registry=registry)
+        router = build_router(settings, health=health, registry=registry, transport=transport)
         service = await start_service(
             "router",
             router.servicer.register,
@@ -128,6 +136,8 @@ class Town:
             on_drain=router.drain,
             registry=registry,
             max_receive_bytes=settings.max_body_bytes,
+            callers=ANYONE,
+            transport=transport,
         )
         tasks = [asyncio.create_task(_run(task)) for task in router.tasks]
         self.stack.push_async_callback(_cancel, tasks)
