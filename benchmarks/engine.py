@@ -185,6 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="write everything measured to this file")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--budget", type=int, default=256, help="our positions per step, at most")
+    parser.add_argument("--only", default="", help="scenarios whose name contains this")
     parser.add_argument("--llama-python", default=sys.executable, help="a Python with llama_cpp")
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
@@ -200,7 +201,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             name: stack.enter_context(ContestantProcess(command, given.threads))
             for name, command in table_of.items()
         }
-        results = measure(running, scenarios(is_quick=given.quick), limits, num_rounds)
+        asked = [each for each in scenarios(is_quick=given.quick) if given.only in each.name]
+        results = measure(running, asked, limits, num_rounds)
     print(table(results) + "\n")
     memory = measure_memory()
     print(memory_lines(memory))

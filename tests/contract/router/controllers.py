@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from services.controller.loop import Outlook
 from services.controller.metrics import ControllerMetrics
-from services.controller.servicer import SERVICE, ControllerServicer
+from services.controller.servicer import CALLERS, SERVICE, ControllerServicer
 from services.controller.servicer import Sizing as Sizes
 from services.controller.tables import Tables
 from understudy.errors import UnderstudyError
@@ -55,11 +55,17 @@ class Sizing:
             self._changed.notify_all()
 
 
-async def serve_controller(stack: AsyncExitStack, sizing: Sizes | None) -> str:
+async def serve_controller(
+    stack: AsyncExitStack, sizing: Sizes | None, settings: ServingSettings | None = None
+) -> str:
     """Serve one controller and return its address."""
     servicer = ControllerServicer(Tables([]), ControllerMetrics.on(CollectorRegistry()), sizing)
     service = await start_service(
-        "controller", servicer.register, settings=ServingSettings(), services=[SERVICE]
+        "controller",
+        servicer.register,
+        settings=settings or ServingSettings(),
+        services=[SERVICE],
+        callers=CALLERS,
     )
     stack.push_async_callback(service.drain, 1.0, asyncio.Event())
     return service.address

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from deploy.certificates import Authority, Validity, publish
+from deploy.certificates import Authority, Validity, main, publish
+from services.router.clients.controller import ControllerClient
 from tests.contract.router.conftest import House, Town
+from tests.contract.router.controllers import Sizing, serve_controller
 from understudy import AsyncClient, Client, InvalidArgument, RetryPolicy, Tls, Unavailable
-from understudy.serving import Identity, Transport
+from understudy.serving import Identity, ServingSettings, Transport
 
 VALID = Validity.of(1, datetime.now(UTC))
 NO_RETRIES = RetryPolicy(max_attempts=1)
@@ -100,3 +102,16 @@ def test_a_file_of_authorities_that_cannot_be_used_is_named(tmp_path: Path) -> N
     (tmp_path / "roots.pem").write_text("nothing")
     with pytest.raises(InvalidArgument, match="holds no certificate in PEM"):
         Tls.trusting(tmp_path / "roots.pem")
+
+
+async def test_what_a_router_holds_is_reported_over_tls(town: Town) -> None:
+    folder, sizing = town.directory / "certificates", Sizing()
+    main(["make", str(folder)])
+    settings = ServingSettings(tls_dir=folder / "controller")
+    address = await serve_controller(town.stack, sizing, settings)
+    peer = Identity(folder / "router", "understudy").peer("controller")
+    client = ControllerClient([address], "router-1", peer)
+
+    assert (await client.report({"llm": 1})).keys() == {"llm"}
+    assert sizing.reports == [{"llm": 1}]
+    await client.aclose()
