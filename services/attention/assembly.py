@@ -35,10 +35,11 @@ async def open_worker(
     """
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    loaded = await asyncio.to_thread(load_weights, settings)
+    # On this thread, which serves nobody yet: glibc never takes back the top of another's heap.
+    loaded = load_weights(settings)
     async with AsyncExitStack() as stack:
         remote = await _open_experts(settings, loaded, peers, stack)
-        served = await asyncio.to_thread(serve_model, settings, loaded, remote)
+        served = serve_model(settings, loaded, remote)
         del loaded  # feed-forward weights that live elsewhere are not kept here
         worker = AttentionWorker(
             served,
