@@ -1,0 +1,160 @@
+"""A release that is changed while it serves: no stream fails, no token changes.
+
+The tests share one steady load and go on from one another. They print the longest time that a
+stream stood still meanwhile; it is a figure of the machine, and nothing is asserted of it.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import pytest
+
+from tests.cluster.kube import Kube, Refused, wait_until
+from tests.cluster.load import Load, steady_load
+from tests.cluster.release import RELEASE, START_TIMEOUT_S, Release, Values
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
+
+NUM_STREAMS: Final = 2
+TWO_OF_EACH: Final = {"router": {"replicas": 2}, "attention": {"replicas": 2}}
+UNMET_S: Final = 0.0001
+RELAXED_S: Final = 100.0
+"""Objectives for the time per token: one that no worker meets, one that any worker meets."""
+Record = Callable[[str, object], None]
+
+
+@pytest.fixture(scope="module")
+def wide(release: Release, values: Values) -> Release:
+    """The release with two routers, and two attention workers in each pool."""
+    release.change({**values, **TWO_OF_EACH})
+    return release
+
+
+@pytest.fixture(scope="module")
+def load(wide: Release, api_key: str) -> Iterator[Load]:
+    """A load that goes on through all tests of this module."""
+    with steady_load(wide.address(9090), api_key, NUM_STREAMS) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def nothing_shows(load: Load, record_property: Record) -> Iterator[None]:
+    """Check that no stream fails and no pool's answer changes, from before the block to after it.
+
+    While the SLM pool is away the LLM may stand in for it; that is counted.
+    """
+    start, usual = len(load.told), {(one.question, one.pool) for one in load.told}
+    yield
+    load.go_on()
+    told = load.told[start:]
+    assert load.errors == []
+    assert {len(different) for different in load.answers().values()} == {1}
+    assert {one.question for one in told} == set(load.questions)
+    record_property("streams", len(told))
+    record_property("stood in for", sum((one.question, one.pool) not in usual for one in told))
+    record_property("longest pause", f"{load.longest_gap_s(start):.1f} s")
+
+
+def pods_ready(kube: Kube, workload: str, num_pods: int) -> bool:
+    """Say whether a workload has so many pods, all ready, and none that ends."""
+    spec, status = (kube.get("statefulset", workload)[part] for part in ("spec", "status"))
+    sizes = (spec["replicas"], status.get("replicas", 0), status.get("readyReplicas", 0))
+    return sizes == (num_pods,) * 3
+
+
+def test_an_upgrade_to_another_image_tag_shows_in_no_answer(
+    wide: Release, values: Values, load: Load, record_property: Record
+) -> None:
+    old = {pod["metadata"]["uid"] for pod in wide.kube.get("pods")["items"]}
+    with nothing_shows(load, record_property):
+        wide.change({**values, **TWO_OF_EACH, "image": {"tag": "next"}})
+    for component in ("router", "attention", "experts", "controller", "distiller"):
+        for pod in wide.pods(component):
+            assert pod["metadata"]["uid"] not in old
+            assert pod["spec"]["containers"][0]["image"].endswith(":next")
+
+
+def test_the_deletion_of_a_router_shows_in_no_answer(
+    wide: Release, load: Load, record_property: Record
+) -> None:
+    with nothing_shows(load, record_property):
+        name = wide.pods("router")[0]["metadata"]["name"]
+        wide.kube.run("delete", "pod", name)
+        wide.rolled_out("deployment", "router")
+    assert name not in {pod["metadata"]["name"] for pod in wide.pods("router")}
+
+
+@pytest.mark.parametrize(
+    ("component", "pool"), [("attention", "slm"), ("attention", "llm"), ("experts", "llm")]
+)
+def test_the_eviction_of_a_worker_shows_in_no_answer(
+    wide: Release, load: Load, record_property: Record, component: str, pool: str
+) -> None:
+    first, second = (pod["metadata"] for pod in wide.pods(component, pool))
+    with nothing_shows(load, record_property):
+        wide.evict(first["name"])
+        with pytest.raises(Refused, match="disruption budget"):
+            wide.evict(second["name"])
+        wait_until(lambda: first["uid"] not in uids(wide, component, pool), "the pod to end")
+        wide.rolled_out("statefulset", f"{pool}-{component}")
+
+
+def uids(release: Release, component: str, pool: str) -> set[str]:
+    """Return which pods there are, those that end included."""
+    labels = f"app.kubernetes.io/component={component},understudy.dev/pool={pool}"
+    return {one["metadata"]["uid"] for one in release.kube.get("pods", selector=labels)["items"]}
+
+
+def test_the_drain_of_a_node_shows_in_no_answer(
+    wide: Release, load: Load, record_property: Record
+) -> None:
+    node = wide.pods("attention", "llm")[0]["spec"]["nodeName"]
+    selector = f"app.kubernetes.io/instance={RELEASE}"
+    drain = ("drain", node, f"--pod-selector={selector}", "--delete-emptydir-data")
+    timeout = f"--timeout={START_TIMEOUT_S}s"
+    try:
+        with nothing_shows(load, record_property):
+            wide.kube.run(*drain, timeout, timeout_s=START_TIMEOUT_S)
+            wait_for_all(wide)
+    finally:
+        wide.kube.run("uncordon", node)
+    pods = wide.kube.get("pods", selector=selector)["items"]
+    assert node not in {pod["spec"]["nodeName"] for pod in pods}
+
+
+def wait_for_all(release: Release) -> None:
+    """Wait until every workload has all of its pods."""
+    for kind in ("deployment", "statefulset"):
+        for item in release.kube.get(kind)["items"]:
+            release.rolled_out(kind, item["metadata"]["name"].removeprefix(f"{RELEASE}-"))
+
+
+def sized(values: Values, tpot_s: float) -> Values:
+    """Return values under which the controller sizes the SLM pool by this objective."""
+    scaling = {
+        "enabled": True,
+        "upCoolDownS": 0,
+        "downCoolDownS": 1,
+        "downWindowS": 0,
+        "settings": {"intervalS": 5},
+        "pools": [{"name": "slm", "tpotS": tpot_s, "attention": {"maxReplicas": 3}}],
+    }
+    return {**values, **TWO_OF_EACH, "scaling": scaling}
+
+
+def test_a_pool_that_the_controller_sizes_up_and_down_shows_it_in_no_answer(
+    wide: Release, values: Values, load: Load, record_property: Record
+) -> None:
+    """The objective is what changes: one that nothing meets, then one that one worker meets."""
+    name = f"{RELEASE}-slm-attention"
+    wide.change(sized(values, RELAXED_S))
+    wait_until(lambda: pods_ready(wide.kube, name, 1), "one worker", START_TIMEOUT_S)
+    with nothing_shows(load, record_property):
+        wide.change(sized(values, UNMET_S))
+        wait_until(lambda: pods_ready(wide.kube, name, 3), "three workers", START_TIMEOUT_S)
+        load.go_on()
+        wide.change(sized(values, RELAXED_S))
+        wait_until(lambda: pods_ready(wide.kube, name, 1), "one worker again", START_TIMEOUT_S)
+    assert any("-> 3 replicas" in message for message in wide.kube.events("ScaledUp"))
+    assert any("-> 1 replicas" in message for message in wide.kube.events("ScaledDown"))
