@@ -46,8 +46,15 @@ def kube() -> Iterator[Kube]:
 
 @pytest.fixture(scope="session")
 def values() -> Values:
-    """What the release has beside the laptop's preset: somewhere to send its traces."""
-    return {"serving": {"otlpEndpoint": f"http://traces:{TRACES_PORT}"}}
+    """What the release has beside the laptop's preset.
+
+    Its traces go to the store; prompts as short as utterances are worth a look-up, as they are in
+    `understudy up`.
+    """
+    return {
+        "serving": {"otlpEndpoint": f"http://traces:{TRACES_PORT}"},
+        "attention": {"settings": {"kvstoreMinTokens": 16}},
+    }
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,17 @@ SPANS: Final = "/var/spans/traces.sqlite"
 Values = Mapping[str, object]
 
 
+def merged(values: Values, changes: Values) -> Values:
+    """Return values with changes, as Helm merges them: map by map."""
+    found = dict(values)
+    for key, change in changes.items():
+        old = found.get(key)
+        if isinstance(old, Mapping) and isinstance(change, Mapping):
+            change = merged(old, change)
+        found[key] = change
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Release:
     """One release in one namespace."""
