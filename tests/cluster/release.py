@@ -34,55 +34,58 @@ def merged(values: Values, changes: Values) -> Values:
     return found
 
 
+def helm(kube: Kube, *arguments: str, stdin: str = "") -> str:
+    """Run Helm in a namespace and return what it printed."""
+    result = subprocess.run(
+        ["helm", "--namespace", kube.namespace, *arguments],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=START_TIMEOUT_S + 60,
+        check=False,
+    )
+    assert result.returncode == 0, f"{result.stdout}{result.stderr}\n{states(kube)}"
+    return result.stdout
+
+
+def states(kube: Kube) -> str:
+    """Say how every pod is, and what was told of those that are not well."""
+    pods = kube.run("get", "pods", "--output", "wide")
+    events = kube.run(
+        "get", "events", "--field-selector", "type=Warning", "--sort-by=.lastTimestamp"
+    )
+    return f"{pods}\n{events}"
+
+
+def address(kube: Kube, port: int) -> str:
+    """Return the address of the router's Service in a namespace."""
+    return f"{RELEASE}-router.{kube.namespace}.svc.cluster.local:{port}"
+
+
 @dataclass(frozen=True, slots=True)
 class Release:
     """One release in one namespace."""
 
     kube: Kube
 
-    def helm(self, *arguments: str, stdin: str = "") -> str:
-        """Run Helm in the namespace and return what it printed."""
-        result = subprocess.run(
-            ["helm", "--namespace", self.kube.namespace, *arguments],
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=START_TIMEOUT_S + 60,
-            check=False,
-        )
-        assert result.returncode == 0, f"{result.stdout}{result.stderr}\n{self.states()}"
-        return result.stdout
-
     def change(self, values: Values) -> None:
         """Install, or upgrade to, the laptop's preset with further values; wait for all pods."""
         files = (f"--values={LAPTOP}", "--values=-")
         wait = ("--wait", f"--timeout={START_TIMEOUT_S}s")
         arguments = ("upgrade", "--install", RELEASE, str(CHART), *files, *wait)
-        self.helm(*arguments, stdin=yaml.safe_dump(dict(values)))
+        helm(self.kube, *arguments, stdin=yaml.safe_dump(dict(values)))
 
     def rendered(self, values: Values) -> list[Any]:
         """Return the manifests that these values would make of the release."""
         files = (f"--values={LAPTOP}", "--values=-")
-        text = self.helm(
-            "template", RELEASE, str(CHART), *files, stdin=yaml.safe_dump(dict(values))
+        text = helm(
+            self.kube, "template", RELEASE, str(CHART), *files, stdin=yaml.safe_dump(dict(values))
         )
         return [found for found in yaml.safe_load_all(text) if found]
 
     def uninstall(self) -> None:
         """Remove the release, and wait until it is gone."""
-        self.helm("uninstall", RELEASE, "--wait", f"--timeout={START_TIMEOUT_S}s")
-
-    def states(self) -> str:
-        """Say how every pod is, and what was told of those that are not well."""
-        pods = self.kube.run("get", "pods", "--output", "wide")
-        events = self.kube.run(
-            "get", "events", "--field-selector", "type=Warning", "--sort-by=.lastTimestamp"
-        )
-        return f"{pods}\n{events}"
-
-    def address(self, port: int) -> str:
-        """Return the address of the router's Service."""
-        return f"{RELEASE}-router.{self.kube.namespace}.svc.cluster.local:{port}"
+        helm(self.kube, "uninstall", RELEASE, "--wait", f"--timeout={START_TIMEOUT_S}s")
 
     def api_key(self) -> str:
         """Return the key that the chart made for callers."""

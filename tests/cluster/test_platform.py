@@ -10,7 +10,16 @@ from openai import OpenAI
 from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.telemetry.schema import CALLER, load_schema
-from tests.cluster.release import RELEASE, START_TIMEOUT_S, Release, Values, merged, spans_file
+from tests.cluster.release import (
+    RELEASE,
+    START_TIMEOUT_S,
+    Release,
+    Values,
+    address,
+    helm,
+    merged,
+    spans_file,
+)
 from understudy import Client
 from understudy.cli.waterfall import COMPLETE, await_trace
 from understudy.client.results import Answer
@@ -43,7 +52,7 @@ def answers(release: Release, api_key: str) -> dict[str, list[Answer]]:
     tools = find_workload("snips").tools
     found: dict[str, list[Answer]] = {"slm": [], "llm": []}
     fitting = [row for row in load_split("dev") if len(row.text) in LENGTHS]
-    with Client(release.address(9090), api_key=api_key, timeout_s=CALL_TIMEOUT_S) as client:
+    with Client(address(release.kube, 9090), api_key=api_key, timeout_s=CALL_TIMEOUT_S) as client:
         for row in fitting[:MAX_ROWS_ASKED]:
             messages = [{"role": "user", "content": row.text}]
             answer = client.complete(messages=messages, tools=tools)
@@ -63,7 +72,7 @@ def test_every_workload_of_the_chart_runs_without_a_restart(release: Release) ->
 
 
 def test_helm_test_passes(release: Release) -> None:
-    said = release.helm("test", RELEASE, "--logs", f"--timeout={START_TIMEOUT_S}s")
+    said = helm(release.kube, "test", RELEASE, "--logs", f"--timeout={START_TIMEOUT_S}s")
     assert "Succeeded" in said
     assert "answered by" in said
 
@@ -83,7 +92,7 @@ def test_the_sdk_gets_answers_of_both_models_through_the_service(
 def test_the_openai_client_gets_an_answer_through_the_service(
     release: Release, api_key: str
 ) -> None:
-    url = f"http://{release.address(8080)}/v1"
+    url = f"http://{address(release.kube, 8080)}/v1"
     messages: list[Any] = [{"role": "user", "content": "Why is the sky blue?"}]
     with OpenAI(base_url=url, api_key=api_key, max_retries=0, timeout=CALL_TIMEOUT_S) as client:
         answer = client.chat.completions.create(model="auto", messages=messages, max_tokens=8)
@@ -151,5 +160,5 @@ def samples_at(place: str) -> bool:
 
 
 def test_the_rendered_release_is_what_runs(release: Release) -> None:
-    found = json.loads(release.helm("list", "--output", "json"))
+    found = json.loads(helm(release.kube, "list", "--output", "json"))
     assert [(one["name"], one["status"]) for one in found] == [(RELEASE, "deployed")]

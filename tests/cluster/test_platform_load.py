@@ -12,7 +12,7 @@ import pytest
 
 from tests.cluster.kube import Kube, Refused, wait_until
 from tests.cluster.load import Load, steady_load
-from tests.cluster.release import RELEASE, START_TIMEOUT_S, Release, Values, merged
+from tests.cluster.release import RELEASE, START_TIMEOUT_S, Release, Values, address, merged
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
@@ -34,7 +34,7 @@ def wide(release: Release, values: Values) -> Release:
 @pytest.fixture(scope="module")
 def load(wide: Release, api_key: str) -> Iterator[Load]:
     """A load that goes on through all tests of this module."""
-    with steady_load(wide.address(9090), api_key, NUM_STREAMS) as running:
+    with steady_load(address(wide.kube, 9090), api_key, NUM_STREAMS) as running:
         yield running
 
 
