@@ -10,17 +10,14 @@ from typing import Final
 
 import pytest
 
-from tests.cluster.kube import Kube, Refused, wait_until
+from tests.cluster.kube import Refused, wait_until
 from tests.cluster.load import Load, steady_load
-from tests.cluster.release import RELEASE, START_TIMEOUT_S, Release, Values, address, merged
+from tests.cluster.release import Release, Values, address, merged
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 NUM_STREAMS: Final = 2
 TWO_OF_EACH: Final = {"router": {"replicas": 2}, "attention": {"replicas": 2}}
-UNMET_S: Final = 0.0001
-RELAXED_S: Final = 100.0
-"""Objectives for the time per token: one that no worker meets, one that any worker meets."""
 Record = Callable[[str, object], None]
 
 
@@ -55,13 +52,6 @@ def nothing_shows(load: Load, record_property: Record) -> Iterator[None]:
     record_property("streams", len(told))
     record_property("stood in for", sum(one.pool != usual[one.question] for one in told))
     record_property("longest pause", f"{load.longest_gap_s(start):.1f} s")
-
-
-def pods_ready(kube: Kube, workload: str, num_pods: int) -> bool:
-    """Say whether a workload has so many pods, all ready, and none that ends."""
-    spec, status = (kube.get("statefulset", workload)[part] for part in ("spec", "status"))
-    sizes = (spec["replicas"], status.get("replicas", 0), status.get("readyReplicas", 0))
-    return sizes == (num_pods,) * 3
 
 
 def test_an_upgrade_to_another_image_tag_shows_in_no_answer(
@@ -105,57 +95,3 @@ def uids(release: Release, component: str, pool: str) -> set[str]:
     """Return which pods there are, those that end included."""
     labels = f"app.kubernetes.io/component={component},understudy.dev/pool={pool}"
     return {one["metadata"]["uid"] for one in release.kube.get("pods", selector=labels)["items"]}
-
-
-def test_the_drain_of_a_node_shows_in_no_answer(
-    wide: Release, load: Load, record_property: Record
-) -> None:
-    node = wide.pods("attention", "llm")[0]["spec"]["nodeName"]
-    selector = f"app.kubernetes.io/instance={RELEASE}"
-    drain = ("drain", node, f"--pod-selector={selector}", "--delete-emptydir-data")
-    timeout = f"--timeout={START_TIMEOUT_S}s"
-    try:
-        with nothing_shows(load, record_property):
-            wide.kube.run(*drain, timeout, timeout_s=START_TIMEOUT_S)
-            wait_for_all(wide)
-    finally:
-        wide.kube.run("uncordon", node)
-    pods = wide.kube.get("pods", selector=selector)["items"]
-    assert node not in {pod["spec"]["nodeName"] for pod in pods}
-
-
-def wait_for_all(release: Release) -> None:
-    """Wait until every workload has all of its pods."""
-    for kind in ("deployment", "statefulset"):
-        for item in release.kube.get(kind)["items"]:
-            release.rolled_out(kind, item["metadata"]["name"].removeprefix(f"{RELEASE}-"))
-
-
-def sized(values: Values, tpot_s: float) -> Values:
-    """Return values under which the controller sizes the SLM pool by this objective."""
-    scaling = {
-        "enabled": True,
-        "upCoolDownS": 0,
-        "downCoolDownS": 1,
-        "downWindowS": 0,
-        "settings": {"intervalS": 5},
-        "pools": [{"name": "slm", "tpotS": tpot_s, "attention": {"maxReplicas": 3}}],
-    }
-    return merged(values, {**TWO_OF_EACH, "scaling": scaling})
-
-
-def test_a_pool_that_the_controller_sizes_up_and_down_shows_it_in_no_answer(
-    wide: Release, values: Values, load: Load, record_property: Record
-) -> None:
-    """The objective is what changes: one that nothing meets, then one that one worker meets."""
-    name = f"{RELEASE}-slm-attention"
-    wide.change(sized(values, RELAXED_S))
-    wait_until(lambda: pods_ready(wide.kube, name, 1), "one worker", START_TIMEOUT_S)
-    with nothing_shows(load, record_property):
-        wide.change(sized(values, UNMET_S))
-        wait_until(lambda: pods_ready(wide.kube, name, 3), "three workers", START_TIMEOUT_S)
-        load.go_on()
-        wide.change(sized(values, RELAXED_S))
-        wait_until(lambda: pods_ready(wide.kube, name, 1), "one worker again", START_TIMEOUT_S)
-    assert any("-> 3 replicas" in message for message in wide.kube.events("ScaledUp"))
-    assert any("-> 1 replicas" in message for message in wide.kube.events("ScaledDown"))
