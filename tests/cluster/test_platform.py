@@ -1,26 +1,39 @@
 """The chart itself, installed with Helm: the services it starts answer through its Services."""
 
-import base64
 import json
-import subprocess
-from collections.abc import Iterator
+import urllib.request
+from pathlib import Path
 from typing import Any
 
 import pytest
 from openai import OpenAI
+from prometheus_client.parser import text_string_to_metric_families
 
-from deploy.cluster.layout import ROOT
-from tests.cluster.kube import Kube
+from deploy.telemetry.schema import CALLER, load_schema
+from tests.cluster.release import (
+    RELEASE,
+    START_TIMEOUT_S,
+    Release,
+    Values,
+    address,
+    helm,
+    merged,
+    spans_file,
+)
 from understudy import Client
+from understudy.cli.waterfall import COMPLETE, await_trace
+from understudy.client.results import Answer
 from understudy.workloads import find_workload
 from understudy.workloads.snips.dataset import load_split
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
-RELEASE = "understudy"
-START_TIMEOUT_S = 900
 CALL_TIMEOUT_S = 120.0
 MAX_ROWS_ASKED = 60
+NUM_ESCALATED = 2
+"""One of them may find its prefix in the worker, and ask no kvstore."""
+LENGTHS = range(60, 90)
+"""Of utterances that are short, and still long enough to be looked up in the kvstore."""
 WORKLOADS = {
     "deployment": {"controller", "distiller", "router"},
     "statefulset": {
@@ -33,79 +46,53 @@ WORKLOADS = {
 }
 
 
-def helm(kube: Kube, *arguments: str) -> str:
-    """Run Helm in the namespace and return what it printed."""
-    result = subprocess.run(
-        ["helm", "--namespace", kube.namespace, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=START_TIMEOUT_S + 60,
-        check=False,
-    )
-    assert result.returncode == 0, f"{result.stderr}\n{states(kube)}"
-    return result.stdout
-
-
-def states(kube: Kube) -> str:
-    """Say how every container is, and what was told of pods that are not well."""
-    pods = kube.run("get", "pods", "--output", "wide")
-    events = kube.run(
-        "get", "events", "--field-selector", "type=Warning", "--sort-by=.lastTimestamp"
-    )
-    return f"{pods}\n{events}"
-
-
 @pytest.fixture(scope="module")
-def release() -> Iterator[Kube]:
-    """Install the chart into a namespace that enforces the restricted standard."""
-    kube = Kube("platform")
-    kube.create_namespace()
-    chart = str(ROOT / "charts" / "understudy")
-    timeout = f"{START_TIMEOUT_S}s"
-    helm(kube, "install", RELEASE, chart, "--wait", "--timeout", timeout)
-    yield kube
-    helm(kube, "uninstall", RELEASE, "--wait", "--timeout", timeout)
-    kube.delete_namespace()
+def answers(release: Release, api_key: str) -> dict[str, list[Answer]]:
+    """What the SDK got from each pool, until both answered and several requests escalated."""
+    tools = find_workload("snips").tools
+    found: dict[str, list[Answer]] = {"slm": [], "llm": []}
+    fitting = [row for row in load_split("dev") if len(row.text) in LENGTHS]
+    with Client(address(release.kube, 9090), api_key=api_key, timeout_s=CALL_TIMEOUT_S) as client:
+        for row in fitting[:MAX_ROWS_ASKED]:
+            messages = [{"role": "user", "content": row.text}]
+            answer = client.complete(messages=messages, tools=tools)
+            found[answer.decision.pool].append(answer)
+            if found["slm"] and len(found["llm"]) == NUM_ESCALATED:
+                break
+    return found
 
 
-@pytest.fixture(scope="module")
-def api_key(release: Kube) -> str:
-    data = release.get("secret", f"{RELEASE}-keys")["data"]
-    return base64.b64decode(data["api-key"]).decode()
-
-
-def address(kube: Kube, port: int) -> str:
-    return f"{RELEASE}-router.{kube.namespace}.svc.cluster.local:{port}"
-
-
-def test_every_workload_of_the_chart_runs_without_a_restart(release: Kube) -> None:
-    for kind, names in WORKLOADS.items():
-        found = {item["metadata"]["name"] for item in release.get(kind)["items"]}
-        assert found == {f"{RELEASE}-{name}" for name in names}
-    pods = release.get("pods")["items"]
+def test_every_workload_of_the_chart_runs_without_a_restart(release: Release) -> None:
+    for kind, expected in WORKLOADS.items():
+        found = {item["metadata"]["name"] for item in release.kube.get(kind)["items"]}
+        assert found == {f"{RELEASE}-{name}" for name in expected}
+    pods = release.kube.get("pods", selector="app.kubernetes.io/component!=test")["items"]
     statuses = [one for pod in pods for one in pod["status"]["containerStatuses"]]
     assert all(status["ready"] and not status["restartCount"] for status in statuses)
 
 
+def test_helm_test_passes(release: Release) -> None:
+    said = helm(release.kube, "test", RELEASE, "--logs", f"--timeout={START_TIMEOUT_S}s")
+    assert "Succeeded" in said
+    assert "answered by" in said
+
+
 def test_the_sdk_gets_answers_of_both_models_through_the_service(
-    release: Kube, api_key: str
+    answers: dict[str, list[Answer]],
 ) -> None:
-    tools = find_workload("snips").tools
-    decisions = []
-    with Client(address(release, 9090), api_key=api_key, timeout_s=CALL_TIMEOUT_S) as client:
-        for row in load_split("dev")[:MAX_ROWS_ASKED]:
-            messages = [{"role": "user", "content": row.text}]
-            decisions.append(client.complete(messages=messages, tools=tools).decision)
-            if len({decision.pool for decision in decisions}) == len(("slm", "llm")):
-                break
-    escalated = [decision for decision in decisions if decision.is_escalated]
-    assert {decision.pool for decision in decisions} == {"slm", "llm"}
-    assert [attempt.pool for attempt in escalated[0].attempts] == ["slm", "llm"]
-    assert all(decision.is_resumable for decision in decisions), "the journal cannot be written"
+    assert answers["slm"]
+    assert len(answers["llm"]) == NUM_ESCALATED
+    for answer in answers["llm"]:
+        assert answer.decision.is_escalated
+        assert [attempt.pool for attempt in answer.decision.attempts] == ["slm", "llm"]
+    resumable = [one.decision.is_resumable for found in answers.values() for one in found]
+    assert all(resumable), "the journal cannot be written"
 
 
-def test_the_openai_client_gets_an_answer_through_the_service(release: Kube, api_key: str) -> None:
-    url = f"http://{address(release, 8080)}/v1"
+def test_the_openai_client_gets_an_answer_through_the_service(
+    release: Release, api_key: str
+) -> None:
+    url = f"http://{address(release.kube, 8080)}/v1"
     messages: list[Any] = [{"role": "user", "content": "Why is the sky blue?"}]
     with OpenAI(base_url=url, api_key=api_key, max_retries=0, timeout=CALL_TIMEOUT_S) as client:
         answer = client.chat.completions.create(model="auto", messages=messages, max_tokens=8)
@@ -114,18 +101,64 @@ def test_the_openai_client_gets_an_answer_through_the_service(release: Kube, api
     assert answer.usage.completion_tokens == 8
 
 
-def test_an_evicted_router_is_replaced(release: Kube, api_key: str) -> None:
-    selector = "app.kubernetes.io/component=router"
-    before = release.get("pods", selector=selector)["items"]
-    release.run("delete", "pod", before[0]["metadata"]["name"])
-    release.run(
-        "rollout", "status", f"deployment/{RELEASE}-router", f"--timeout={START_TIMEOUT_S}s"
+def test_the_trace_of_an_escalation_contains_exactly_the_allowed_edges(
+    state: Path, release: Release, answers: dict[str, list[Answer]]
+) -> None:
+    schema, path = load_schema(), spans_file(state, release.kube)
+    trace_ids = [answer.decision.trace_id for answer in answers["llm"]]
+    trace = await_trace(path, trace_ids, COMPLETE, CALL_TIMEOUT_S)
+    assert trace is not None
+    known = {span.span_id: span for span in trace.spans}
+    seen = set()
+    for span in trace.spans:
+        above = known.get(span.parent_id)
+        parent = CALLER if above is None else above.name
+        assert parent in schema.spans[span.name].parents
+        source = CALLER if above is None else above.service.partition("-")[0]
+        seen.add((source, span.service.partition("-")[0]))
+    assert {edge for edge in seen if edge[0] != edge[1]} == schema.traced_edges()
+
+
+def test_every_endpoint_of_a_pod_monitor_is_scraped(release: Release, values: Values) -> None:
+    watched = merged(values, {"telemetry": {"podMonitors": {"enabled": True}}})
+    monitors = [one for one in release.rendered(watched) if one["kind"] == "PodMonitor"]
+    scraped = set()
+    for monitor in monitors:
+        labels = monitor["spec"]["selector"]["matchLabels"]
+        selector = ",".join(f"{name}={value}" for name, value in labels.items())
+        pods = release.kube.get("pods", selector=selector)["items"]
+        for endpoint in monitor["spec"]["podMetricsEndpoints"]:
+            targets = [target for pod in pods for target in ports_named(pod, endpoint["port"])]
+            assert targets, f"no pod has a port {endpoint['port']}"
+            scraped |= {(container, samples_at(place)) for container, place in targets}
+    assert scraped == {
+        (service, True)
+        for service in ("router", "attention", "experts", "kvstore", "controller", "distiller")
+    }
+
+
+def ports_named(pod: Any, name: str) -> list[tuple[str, str]]:
+    """Return containers of a running pod with a port of this name, and where it is."""
+    spec, status = pod["spec"], pod["status"]
+    if status["phase"] != "Running":
+        return []
+    return [
+        (container["name"], f"{status['podIP']}:{port['containerPort']}")
+        for container in (*spec.get("initContainers", []), *spec["containers"])
+        for port in container.get("ports", [])
+        if port.get("name") == name
+    ]
+
+
+def samples_at(place: str) -> bool:
+    """Say whether a target answers with samples of ours, in Prometheus' text format."""
+    with urllib.request.urlopen(f"http://{place}/metrics", timeout=CALL_TIMEOUT_S) as response:
+        families = list(text_string_to_metric_families(response.read().decode()))
+    return any(
+        sample.name.startswith("understudy_") for family in families for sample in family.samples
     )
-    with Client(address(release, 9090), api_key=api_key, timeout_s=CALL_TIMEOUT_S) as client:
-        answer = client.complete(messages=[{"role": "user", "content": "Hello."}], max_tokens=4)
-    assert answer.usage.completion_tokens == 4
 
 
-def test_the_rendered_release_is_what_runs(release: Kube) -> None:
-    found = json.loads(helm(release, "list", "--output", "json"))
+def test_the_rendered_release_is_what_runs(release: Release) -> None:
+    found = json.loads(helm(release.kube, "list", "--output", "json"))
     assert [(one["name"], one["status"]) for one in found] == [(RELEASE, "deployed")]

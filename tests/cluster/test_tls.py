@@ -13,7 +13,7 @@ import pytest
 
 from deploy.cluster.layout import ROOT
 from tests.cluster.kube import Kube, wait_until
-from tests.cluster.test_platform import RELEASE, START_TIMEOUT_S, address, helm
+from tests.cluster.release import RELEASE, START_TIMEOUT_S, address, helm
 from understudy import Client
 from understudy.api.attention.v1 import attention_pb2, attention_pb2_grpc
 from understudy.errors import Unavailable, UnderstudyError

@@ -22,6 +22,7 @@ from deploy.cluster.agent.logs import LogServer
 from deploy.cluster.agent.nodes import Addresses, NodeSpec
 from deploy.cluster.agent.pod import Place, Pod
 from deploy.cluster.agent.services import Services
+from deploy.cluster.agent.status import is_overruled
 from deploy.cluster.agent.telling import Teller, pod_path
 from deploy.cluster.layout import Layout
 
@@ -107,6 +108,8 @@ class Agent:
         running.pod.object = pod
         if "deletionTimestamp" in pod["metadata"]:
             self._end(running, pod["metadata"].get("deletionGracePeriodSeconds", 0))
+        elif is_overruled(pod):
+            self.teller.status_changed(running.pod)
 
     def _adopt(self, node: "OneNode", pod: Json) -> Running:
         metadata = pod["metadata"]

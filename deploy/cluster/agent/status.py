@@ -87,6 +87,16 @@ def phase(main: Iterable[State], *, is_initialised: bool, is_final: bool, has_fa
     return "Running" if is_initialised and has_started else "Pending"
 
 
+def is_overruled(pod: Json) -> bool:
+    """Tell whether a pod that is ready is taken for one that is not.
+
+    That is what the controllers do to the pods of a node that was silent for too long; the node
+    has to tell them anew once it is back.
+    """
+    told = {one["type"]: one["status"] for one in pod.get("status", {}).get("conditions", [])}
+    return told.get("ContainersReady") == "True" and told.get("Ready") == "False"
+
+
 def conditions(
     main: Iterable[State],
     *,

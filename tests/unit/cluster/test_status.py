@@ -2,7 +2,7 @@
 
 import pytest
 
-from deploy.cluster.agent.status import State, conditions, container_status, phase
+from deploy.cluster.agent.status import State, conditions, container_status, is_overruled, phase
 
 
 def running(name: str = "c", *, is_ready: bool = True) -> State:
@@ -58,3 +58,16 @@ def test_a_container_is_waiting_running_or_ended() -> None:
     assert container_status(State("c", "i", waiting="X"))["state"]["waiting"]["reason"] == "X"
     assert "running" in container_status(running())["state"]
     assert container_status(ended(3))["state"]["terminated"]["exitCode"] == 3
+
+
+@pytest.mark.parametrize(
+    ("containers", "pod", "expected"),
+    [("True", "False", True), ("True", "True", False), ("False", "False", False)],
+)
+def test_a_ready_pod_of_a_node_that_was_silent_is_told_anew(
+    containers: str, pod: str, expected: bool
+) -> None:
+    told = {"ContainersReady": containers, "Ready": pod}
+    entries = [{"type": kind, "status": value} for kind, value in told.items()]
+    assert is_overruled({"status": {"conditions": entries}}) is expected
+    assert not is_overruled({})

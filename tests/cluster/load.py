@@ -1,0 +1,142 @@
+"""A steady load: SDK streams that follow one another, each with everything that came of it."""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+from tests.cluster.kube import wait_until
+from understudy import Client
+from understudy.client.results import Delta, Finished
+from understudy.errors import UnderstudyError
+from understudy.workloads import find_workload
+from understudy.workloads.snips.dataset import load_split
+
+TIMEOUT_S: Final = 300.0
+MAX_TOKENS: Final = 32
+NUM_UTTERANCES: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked; while weights stay, each pool has one answer to it."""
+
+    model: str
+    text: str
+    has_tools: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """One stream from its request to its end."""
+
+    question: Question
+    pool: str
+    answer: str
+    num_tokens: int
+    gap_s: float
+    """Longest time without an event, the wait for the first one included."""
+
+
+def questions() -> tuple[Question, ...]:
+    """Return utterances that the SLM answers or escalates, between texts of the LLM alone."""
+    rows = load_split("dev")[:NUM_UTTERANCES]
+    utterances = [Question("auto", row.text, has_tools=True) for row in rows]
+    texts = ("Tell me of a lighthouse and its keeper.", "Why is the sky blue?")
+    return (*utterances, *(Question("llm", text, has_tools=False) for text in texts))
+
+
+@dataclass
+class Load:
+    """Streams that run, and those that ended."""
+
+    address: str
+    api_key: str
+    questions: Sequence[Question] = field(default_factory=questions)
+    told: list[Told] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    _streams: list[Future[None]] = field(default_factory=list)
+    _is_over: threading.Event = field(default_factory=threading.Event)
+
+    def start(self, pool: ThreadPoolExecutor, num_streams: int) -> None:
+        """Start streams, each at another question."""
+        step = len(self.questions) // num_streams
+        self._streams = [pool.submit(self._work, index * step) for index in range(num_streams)]
+
+    def end(self) -> None:
+        """Ask nothing more; what runs is read to its end."""
+        self._is_over.set()
+
+    def go_on(self, num_rounds: int = 1) -> None:
+        """Wait until every question was answered so many times more."""
+        until = self._num_ended() + num_rounds * len(self.questions) * len(self._streams)
+
+        def is_reached() -> bool:
+            for stream in self._streams:
+                if stream.done():
+                    stream.result()
+            return self._num_ended() >= until
+
+        wait_until(is_reached, "streams to end", TIMEOUT_S)
+
+    def answers(self) -> dict[tuple[Question, str], set[tuple[str, int]]]:
+        """Return what each pool answered to each question, with the number of tokens."""
+        found: dict[tuple[Question, str], set[tuple[str, int]]] = {}
+        for one in list(self.told):
+            found.setdefault((one.question, one.pool), set()).add((one.answer, one.num_tokens))
+        return found
+
+    def longest_gap_s(self, start: int = 0) -> float:
+        """Return the longest time that a stream stood still, of those that ended since."""
+        return max(one.gap_s for one in self.told[start:])
+
+    def _num_ended(self) -> int:
+        return len(self.told) + len(self.errors)
+
+    def _work(self, turn: int) -> None:
+        with Client(self.address, api_key=self.api_key, timeout_s=TIMEOUT_S) as client:
+            while not self._is_over.is_set():
+                question = self.questions[turn % len(self.questions)]
+                turn += 1
+                try:
+                    self.told.append(ask(client, question))
+                except UnderstudyError as error:
+                    self.errors.append(f"{question.model}: {type(error).__name__}: {error}")
+
+
+def ask(client: Client, question: Question) -> Told:
+    """Read one stream to its end."""
+    messages = [{"role": "user", "content": question.text}]
+    tools = find_workload("snips").tools if question.has_tools else ()
+    gap_s, last_s, pieces = 0.0, time.monotonic(), []
+    finished: Finished | None = None
+    with client.generate(
+        messages=messages, model=question.model, tools=tools, max_tokens=MAX_TOKENS
+    ) as stream:
+        for event in stream:
+            now_s = time.monotonic()
+            gap_s, last_s = max(gap_s, now_s - last_s), now_s
+            if isinstance(event, Delta):
+                pieces.append(event.text)
+                pieces += [f"{call.name}{call.arguments_json}" for call in event.tool_calls]
+            elif isinstance(event, Finished):
+                finished = event
+    assert finished is not None
+    num_tokens = finished.usage.completion_tokens
+    return Told(question, finished.decision.pool, "".join(pieces), num_tokens, gap_s)
+
+
+@contextmanager
+def steady_load(address: str, api_key: str, num_streams: int) -> Iterator[Load]:
+    """Keep so many streams running for as long as the block, then read them to their end."""
+    load = Load(address, api_key)
+    with ThreadPoolExecutor(num_streams) as pool:
+        load.start(pool, num_streams)
+        try:
+            load.go_on()
+            yield load
+        finally:
+            load.end()
