@@ -4,6 +4,8 @@ A pool may sleep with no worker at all. Whoever waits for it is counted here; `r
 controller, which wakes the pool and answers how long that takes. A request is then held as long
 as its deadline and the setting allow. One that would wait longer is refused at once with the time
 to come back at, and counts until then, or the pool would fall asleep before its caller returns.
+A pool that was not seen asleep has lost its last worker, which may be back long before a new one
+would be there: it is waited for like a pool that nobody sizes before a request is refused.
 Belongs to one event loop.
 """
 
@@ -62,11 +64,12 @@ class Outlook:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """An outlook, when it came, and since when the pool is being woken."""
+    """An outlook, when it came, since when the pool starts a worker, and whether it was asleep."""
 
     outlook: Outlook
     at_s: float
     since_s: float
+    has_slept: bool
 
 
 class Holding:
@@ -118,11 +121,11 @@ class Holding:
         """Take what a controller said of pools; it says nothing of those that it does not size."""
         now_s = self._clock_s()
         for pool, outlook in outlooks.items():
-            before, since_s = self._known.get(pool), now_s
-            if before is not None and before.outlook.is_waking:
-                is_recent = now_s - before.at_s <= max(EXPIRY_S, before.outlook.start_s)
-                since_s = before.since_s if is_recent else now_s
-            self._known[pool] = _Known(outlook, now_s, since_s)
+            before, since_s, has_slept = self._known.get(pool), now_s, outlook.is_asleep
+            if before is not None and now_s - before.at_s <= max(EXPIRY_S, before.outlook.start_s):
+                since_s = before.since_s if before.outlook.is_waking else now_s
+                has_slept |= before.has_slept and outlook.is_waking
+            self._known[pool] = _Known(outlook, now_s, since_s, has_slept)
 
     def outlook(self, pool: str) -> Outlook | None:
         """Return what a controller last said of a pool; None where nobody did of late."""
@@ -135,6 +138,10 @@ class Holding:
         """Return the time until a pool that is being woken should have its first worker."""
         known = self._known[pool]
         return max(known.since_s + known.outlook.start_s - self._clock_s(), 0.0)
+
+    def has_slept(self, pool: str) -> bool:
+        """Return whether a pool that is being woken was asleep; else it lost its last worker."""
+        return self._known[pool].has_slept
 
     async def wait(self, timeout_s: float | None) -> None:
         """Return once a count has changed since the last call, or after a time."""
@@ -178,7 +185,9 @@ class Hold:
         if outlook is not None and outlook.is_waking:
             left_s = self._holding.left_s(self._pool)
             may_wait_s = min(time_left_s, self._patience.waking_s - self.waited_s)
-            if may_wait_s <= 0 or left_s > may_wait_s:
+            is_too_late = may_wait_s <= 0 or left_s > may_wait_s
+            has_waited = self.waited_s >= self._patience.worker_s
+            if is_too_late and (has_waited or self._holding.has_slept(self._pool)):
                 raise self._refusal(outlook, "is being woken", left_s or RETURN_S)
         elif self.waited_s >= self._patience.worker_s:
             if outlook is not None and outlook.is_asleep:

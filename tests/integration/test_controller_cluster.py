@@ -214,8 +214,8 @@ def num_ready(pods: list[dict]) -> int:
     )
 
 
-def is_refused(pods: list[dict]) -> bool:
-    return any(
+def num_refused(pods: list[dict]) -> int:
+    return sum(
         one.get("reason") == "Unschedulable"
         for pod in pods
         for one in pod["status"].get("conditions", [])
@@ -254,7 +254,8 @@ async def test_a_pool_grows_into_what_nodes_have_and_shrinks_from_its_emptiest_e
     assert desired(plane) > GPUS
 
     await agent.until(
-        lambda pods: num_ready(pods) == GPUS and is_refused(pods), "a pod without a node"
+        lambda pods: num_ready(pods) == GPUS and GPUS + num_refused(pods) == desired(plane),
+        "pods without a node",
     )
     await tick(agent, scaling, 0.3)
     assert desired(plane) == GPUS

@@ -24,6 +24,9 @@ _KEEPALIVE_MS: Final = 30_000
 _KEEPALIVE_TIMEOUT_MS: Final = 10_000
 _MIN_RECONNECT_MS: Final = 100
 _MAX_RECONNECT_MS: Final = 2_000
+_MIN_RESOLVE_MS: Final = 1_000
+"""A pod that restarts has another address, which gRPC's own 30 s would hide for as long."""
+
 _EXPECTED_NAME: Final = "grpc.ssl_target_name_override"
 
 Options = Sequence[tuple[str, str | int]]
@@ -55,6 +58,7 @@ def channel_options(options: Options = ()) -> list[tuple[str, str | int]]:
         "grpc.http2.max_pings_without_data": 0,
         "grpc.initial_reconnect_backoff_ms": _MIN_RECONNECT_MS,
         "grpc.max_reconnect_backoff_ms": _MAX_RECONNECT_MS,
+        "grpc.dns_min_time_between_resolutions_ms": _MIN_RESOLVE_MS,
         "grpc.max_send_message_length": MAX_MESSAGE_BYTES,
         "grpc.max_receive_message_length": MAX_MESSAGE_BYTES,
     }

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from types import TracebackType
 from typing import Generic, Self, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 import grpc
 import grpc.aio
@@ -28,7 +29,8 @@ class _Generation(Generic[C]):
     def __init__(self, credentials: grpc.ChannelCredentials, channel: C) -> None:
         self.credentials = credentials
         self.channel = channel
-        self.methods: dict[Method[C], Call] = {}
+        # Of stubs that are alive: some make one for each call.
+        self.methods: WeakKeyDictionary[Method[C], Call] = WeakKeyDictionary()
         self.num_calls = 0
 
 
@@ -38,7 +40,8 @@ class Generations(Generic[C]):
     def __init__(self, peer: Peer, make: Make[C], close: Callable[[C], None]) -> None:
         """Make channels with `make`; `close` gets those that no call uses any more."""
         self._peer, self._make, self._close = peer, make, close
-        self._lock = threading.Lock()
+        # A call that the collector of cycles ends may end inside of any of the blocks below.
+        self._lock = threading.RLock()
         credentials = peer.credentials()
         self._current = _Generation(credentials, make(credentials))
         self._former: list[_Generation[C]] = []

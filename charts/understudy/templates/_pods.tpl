@@ -130,11 +130,12 @@ YAML), maxConnectionAgeS, healthPort, healthPortName, isSidecar and scaling (all
     {{- . | nindent 4 }}
     {{- end }}
   # Probes have no certificate: where services do, a port that answers health only is for them.
+  # A start is over once the process answers: peers that are not there yet are no reason to restart.
   startupProbe:
-    grpc: {port: {{ $probed }}}
-    periodSeconds: 2
-    timeoutSeconds: 2
-    failureThreshold: 150
+    grpc: {port: {{ $probed }}, service: liveness}
+    periodSeconds: 1
+    timeoutSeconds: 1
+    failureThreshold: {{ .root.Values.serving.startupS }}
   # "liveness" is SERVING as long as the process answers: one that is not ready, because a peer is
   # away or it drains, is not helped by a restart.
   livenessProbe:

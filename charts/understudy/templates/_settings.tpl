@@ -77,7 +77,7 @@
       "httpListen" (printf "0.0.0.0:%s" (include "understudy.httpPort" .))
       "tlsDir" ""
       "controlRedis" $redis.url
-      "controllers" (ternary (printf "%s-controller:%s" (include "understudy.fullname" .) (include "understudy.grpcPort" .)) "" .Values.scaling.enabled)
+      "controllers" (ternary (printf "%s-controller:%s" (include "understudy.fullname" .) (include "understudy.grpcPort" .)) "" (and .Values.scaling.enabled (not .Values.scaling.dryRun)))
       "allowOpen" false
       "apiKeys" "@/etc/understudy/keys/api-keys.json"
       "journalKey" "@/etc/understudy/keys/journal-key"

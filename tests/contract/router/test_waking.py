@@ -84,7 +84,7 @@ async def test_a_request_that_would_wait_beyond_its_deadline_is_refused_with_del
     sizing: Sizing, open_house: Any
 ) -> None:
     sizing.outlook = SLOW
-    house = await open_house()
+    house = await open_house(llm_patience_s=0.5)
     error = await refusal(house, chat())
     assert isinstance(error, ResourceExhausted)
     assert 900 < error.retry_after_s <= 1000
@@ -102,7 +102,7 @@ async def test_the_setting_bounds_the_wait_for_a_pool_that_wakes(
     sizing: Sizing, open_house: Any
 ) -> None:
     sizing.outlook = replace(WAKING, start_s=5.0)
-    house = await open_house(wake_patience_s=1.0)
+    house = await open_house(llm_patience_s=0.5, wake_patience_s=1.0)
     assert isinstance(await refusal(house, chat()), ResourceExhausted)
 
 
@@ -119,7 +119,7 @@ async def test_a_pool_that_stays_asleep_is_refused_after_the_patience_with_its_r
 
 async def test_an_openai_client_is_told_how_long_to_wait(sizing: Sizing, open_house: Any) -> None:
     sizing.outlook = SLOW
-    house = await open_house()
+    house = await open_house(llm_patience_s=0.5)
     url = f"{house.http_url}/v1"
     async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
         with pytest.raises(openai.RateLimitError) as caught:

@@ -140,7 +140,7 @@ def test_a_truncated_gguf_is_refused_before_anything_starts(
 ) -> None:
     truncated = tmp_path / "truncated.gguf"
     truncated.write_bytes(b"GGUF\x03\x00\x00\x00")
-    with pytest.raises(FailedPrecondition, match=r"truncated\.gguf carries no readable tokenizer"):
+    with pytest.raises(FailedPrecondition, match=r"truncated\.gguf is truncated"):
         site.prepare_site(replace(settings, llm=str(truncated)))
 
 

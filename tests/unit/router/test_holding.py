@@ -103,6 +103,7 @@ def test_old_news_is_no_news(holding: Holding, hold: Hold, clock: Clock) -> None
 def test_a_wait_for_a_pool_that_wakes_ends_with_deadline_or_setting(
     holding: Holding, hold: Hold, clock: Clock
 ) -> None:
+    holding.learn({"llm": outlook(replicas=0)})
     holding.learn({"llm": outlook()})
     hold.check(100)
     with pytest.raises(ResourceExhausted) as caught:
@@ -117,7 +118,23 @@ def test_a_wait_for_a_pool_that_wakes_ends_with_deadline_or_setting(
     assert caught.value.retry_after_s == RETURN_S
 
 
+def test_a_pool_that_lost_its_last_worker_is_waited_for_like_any_other(
+    holding: Holding, hold: Hold, clock: Clock
+) -> None:
+    holding.learn({"llm": outlook(ready=1)})
+    holding.learn({"llm": outlook(start_s=180)})
+    hold.check(119)
+    clock.now_s += 59
+    holding.learn({"llm": outlook(start_s=180)})
+    hold.check(60)
+    clock.now_s += 1
+    with pytest.raises(ResourceExhausted) as caught:
+        hold.check(59)
+    assert caught.value.retry_after_s == 120
+
+
 def test_a_refused_caller_is_waited_for(holding: Holding, hold: Hold, clock: Clock) -> None:
+    holding.learn({"llm": outlook(replicas=0)})
     holding.learn({"llm": outlook()})
     with pytest.raises(ResourceExhausted):
         hold.check(1)
