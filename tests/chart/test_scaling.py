@@ -159,10 +159,14 @@ def test_pods_that_are_sized_name_the_ports_that_the_controller_reads(
     [
         ([{"name": "slm"}], 'scaling.pools names "slm", which is none of pools'),
         ([{"name": "llm"}, {"name": "llm"}], 'scaling.pools names "llm" twice'),
+        (
+            [{"name": "llm", "attention": {"minReplicas": 5}}],
+            'attention of "llm" has minReplicas 5 above maxReplicas 4',
+        ),
     ],
 )
 def test_pools_that_cannot_be_sized_are_refused(
-    helm: Helm, pools: list[dict[str, str]], sentence: str
+    helm: Helm, pools: list[dict[str, object]], sentence: str
 ) -> None:
     llm = {"name": "llm", "modelName": "m", "model": "smollm2", "ffn": "fused"}
     values = {"pools": [llm], "scaling.enabled": True, "scaling.pools": pools}

@@ -54,6 +54,9 @@ pool (merged) and part. */}}
 {{/* Rules of one part of a scaled pool. Takes root, pool (merged) and part. */}}
 {{- define "understudy.partRules" -}}
 {{- $bounds := index .pool.scaling .part -}}
+{{- if gt (int $bounds.minReplicas) (int $bounds.maxReplicas) -}}
+{{- fail (printf "scaling.pools: %s of %q has minReplicas %d above maxReplicas %d" .part .pool.name (int $bounds.minReplicas) (int $bounds.maxReplicas)) -}}
+{{- end -}}
 {{- dict
       "workload" (include "understudy.workload" .)
       "min_replicas" (int $bounds.minReplicas)
