@@ -122,12 +122,18 @@ def test_a_pool_that_sleeps_is_woken_by_the_next_request(release: Release, tmp_p
     release.change(sleepy)
 
     def is_asleep() -> bool:
-        sizes = (("statefulset", "llm-attention"), ("deployment", "llm-experts"))
-        return not any(release.size(kind, part) for kind, part in sizes)
+        # A worker that still drains would answer without any awakening.
+        return not release.kube.get("pods", selector="understudy.dev/pool=llm")["items"]
+
+    def num_wakened() -> int:
+        events = release.kube.get("events")["items"]
+        return sum(one["reason"] == "ScaledUp" for one in events)
 
     wait_until(is_asleep, "the pool to sleep", WAIT_S)
+    before = num_wakened()
     assert "answered by" in release.test()
-    assert release.size("statefulset", "llm-attention") == 1
+    # It may sleep again by now: that it woke is told by the controller.
+    assert num_wakened() > before
 
 
 def test_a_rollback_brings_the_workloads_of_the_first_revision_back(release: Release) -> None:
