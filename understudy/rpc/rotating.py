@@ -7,6 +7,7 @@ one, which is closed with the last of them.
 
 import threading
 from collections.abc import Callable
+from functools import partialmethod
 from types import TracebackType
 from typing import Generic, Self, TypeVar, cast
 from weakref import WeakKeyDictionary
@@ -125,49 +126,24 @@ class _Methods(Generic[C]):
     def __init__(self, generations: Generations[C]) -> None:
         self._generations = generations
 
-    def unary_unary(
+    def _method(
         self,
+        kind: str,
         method: str,
         request_serializer: Encode | None = None,
         response_deserializer: Decode | None = None,
         _registered_method: bool = False,
+        *,
+        is_stream: bool,
     ) -> Method[C]:
-        """Return a method with one request and one answer."""
+        """Return a method of one kind; `is_stream` says that it has many answers."""
         codec = (method, request_serializer, response_deserializer)
-        return Method(self._generations, lambda on: on.unary_unary(*codec), is_stream=False)
+        return Method(self._generations, lambda on: getattr(on, kind)(*codec), is_stream=is_stream)
 
-    def unary_stream(
-        self,
-        method: str,
-        request_serializer: Encode | None = None,
-        response_deserializer: Decode | None = None,
-        _registered_method: bool = False,
-    ) -> Method[C]:
-        """Return a method with one request and many answers."""
-        codec = (method, request_serializer, response_deserializer)
-        return Method(self._generations, lambda on: on.unary_stream(*codec), is_stream=True)
-
-    def stream_unary(
-        self,
-        method: str,
-        request_serializer: Encode | None = None,
-        response_deserializer: Decode | None = None,
-        _registered_method: bool = False,
-    ) -> Method[C]:
-        """Return a method with many requests and one answer."""
-        codec = (method, request_serializer, response_deserializer)
-        return Method(self._generations, lambda on: on.stream_unary(*codec), is_stream=False)
-
-    def stream_stream(
-        self,
-        method: str,
-        request_serializer: Encode | None = None,
-        response_deserializer: Decode | None = None,
-        _registered_method: bool = False,
-    ) -> Method[C]:
-        """Return a method with many requests and many answers."""
-        codec = (method, request_serializer, response_deserializer)
-        return Method(self._generations, lambda on: on.stream_stream(*codec), is_stream=True)
+    unary_unary = partialmethod(_method, "unary_unary", is_stream=False)
+    unary_stream = partialmethod(_method, "unary_stream", is_stream=True)
+    stream_unary = partialmethod(_method, "stream_unary", is_stream=False)
+    stream_stream = partialmethod(_method, "stream_stream", is_stream=True)
 
 
 class RotatingChannel(_Methods[grpc.Channel]):
