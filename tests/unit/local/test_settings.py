@@ -40,7 +40,3 @@ def test_settings_survive_the_way_through_the_environment() -> None:
 def test_a_bad_variable_is_named(variable: str, value: str, words: str) -> None:
     with pytest.raises(SettingsError, match=words):
         LocalSettings.from_env({variable: value})
-
-
-def test_two_free_ports_are_two_ports() -> None:
-    assert LocalSettings(http_port=0, grpc_port=0).grpc_port == 0
