@@ -191,6 +191,7 @@ class CuttableProxy:
         host, _, port = target.rpartition(":")
         self._target = host, int(port)
         self._writers: set[asyncio.StreamWriter] = set()
+        self._serving: set[asyncio.Task[None]] = set()
         self.num_accepted = 0
 
     async def __aenter__(self) -> Self:
@@ -206,6 +207,7 @@ class CuttableProxy:
         self._server.close()
         self.cut()
         await self._server.wait_closed()
+        await asyncio.gather(*self._serving)
 
     @property
     def address(self) -> str:
@@ -218,15 +220,27 @@ class CuttableProxy:
         self._writers.clear()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
         self.num_accepted += 1
-        far_reader, far_writer = await asyncio.open_connection(*self._target)
-        self._writers |= {writer, far_writer}
+        self._writers.add(writer)
+        try:
+            far_reader, far_writer = await asyncio.open_connection(*self._target)
+        except OSError:  # nobody listens there any more
+            writer.transport.abort()
+            return
+        finally:
+            self._writers.discard(writer)
+        ends = {writer, far_writer}
+        self._writers |= ends
         try:
             async with asyncio.TaskGroup() as pumps:
                 pumps.create_task(_pump(reader, far_writer))
                 pumps.create_task(_pump(far_reader, writer))
         finally:
-            self._writers -= {writer, far_writer}
+            self._writers -= ends
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

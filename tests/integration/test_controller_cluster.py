@@ -5,8 +5,10 @@ The Role below is all that it needs; docs/decisions/0009-scaling.md lists the sa
 
 import asyncio
 import json
+import urllib.error
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
+from http import HTTPStatus
 
 import grpc
 import pytest
@@ -97,11 +99,17 @@ class Agent:
         for pod in await asyncio.to_thread(self.pods):
             name = pod["metadata"]["name"]
             if "deletionTimestamp" in pod["metadata"]:
-                gone = {"gracePeriodSeconds": 0}
-                await asyncio.to_thread(self.plane.call, "DELETE", f"{CORE}/pods/{name}", gone)
+                await asyncio.to_thread(self._remove, name)
                 self.workers.pop(name, None)
             elif pod["spec"].get("nodeName") and name not in self.workers:
                 await self._run(name)
+
+    def _remove(self, name: str) -> None:
+        try:
+            self.plane.call("DELETE", f"{CORE}/pods/{name}", {"gracePeriodSeconds": 0})
+        except urllib.error.HTTPError as error:
+            if error.code != HTTPStatus.NOT_FOUND:  # else somebody else removed it meanwhile
+                raise
 
     async def until(self, check, what: str):
         """Step until a check over the pods holds."""
