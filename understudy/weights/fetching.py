@@ -92,7 +92,7 @@ class Fetcher:
         """
         web = self.web(model)
         try:
-            origin = self._retried(lambda: open_origin(model, web), model.source)
+            origin = self._open(model, web)
             faults = self.store.faults(model.folder, origin.contents)
             if faults == []:
                 log.info("%s is there and is what it must be.", model.folder)
@@ -117,7 +117,7 @@ class Fetcher:
         ]  # fmt: skip
         with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
             futures = [pool.submit(task.run) for task in tasks]
-            done, waiting = wait(futures, return_when=FIRST_EXCEPTION)
+            _, waiting = wait(futures, return_when=FIRST_EXCEPTION)
             if waiting:
                 meter.is_over.set()
                 for future in waiting:
@@ -127,14 +127,14 @@ class Fetcher:
         if causes:
             raise causes[0]
 
-    def _retried[T](self, call: Callable[[], T], what: str) -> T:
+    def _open(self, model: ModelSource, web: Web) -> Origin:
         for attempt in range(ATTEMPTS):
             try:
-                return call()
+                return open_origin(model, web)
             except Unavailable as error:
-                log.warning("%s is tried again: %s", what, error.message)
+                log.warning("%s is tried again: %s", model.source, error.message)
                 self.sleep(pause_s(attempt))
-        return call()
+        return open_origin(model, web)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +177,8 @@ class FileFetch:
         """Go on until the source has no more; returns the digest of what came."""
         hashed = hash_file(self.part) if self.part.is_file() else hashlib.sha256()
         failures = 0
+        if hashed.hexdigest() == self.digest:
+            return self.digest
         while True:
             before = self._size()
             try:

@@ -23,7 +23,7 @@ from understudy.weights.web import Body, Document, Headers, Web, guarded, raise_
 MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
 TITLE: Final = "org.opencontainers.image.title"
 TOKEN_LASTS_S: Final = 60.0
-"""How long a registry's token lasts where it does not say (distribution, "Token Authentication")."""
+"""What a registry's token lasts at least (distribution, "Token Authentication")."""
 _REFERENCE: Final = re.compile(
     r"([^/@:]+(?::\d+)?)/([a-z0-9]+(?:[._/-]+[a-z0-9]+)*)(?::[\w.-]+)?(?:@(sha256:[0-9a-f]{64}))?"
 )

@@ -4,6 +4,7 @@ None of them lists what it has. What has to be there is told by the sums; a sour
 that.
 """
 
+import hashlib
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -113,7 +114,7 @@ def _contents_of(folder: Place, file: str, model: ModelSource) -> Contents:
         return Contents({file: digest})
     content = _small(folder, SUMS)
     contents = parse_sums(content.decode("utf-8", errors="replace"))
-    found = _sha256(content)
+    found = hashlib.sha256(content).hexdigest()
     if found != digest:
         raise FailedPrecondition(
             f"{SUMS} of {model.source} is sha256:{found}, not {model.digest}: it is not what was"
@@ -130,12 +131,6 @@ def _small(place: Place, name: str) -> bytes:
             if len(content) > MAX_SUMS_BYTES:
                 raise FailedPrecondition(f"{name} has more than {MAX_SUMS_BYTES} bytes.")
     return content
-
-
-def _sha256(content: bytes) -> str:
-    import hashlib
-
-    return hashlib.sha256(content).hexdigest()
 
 
 def _open_s3(web: Web, rest: str, model: ModelSource, secret: Secret) -> tuple[Place, str]:

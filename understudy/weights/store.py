@@ -1,6 +1,6 @@
 """The volume: models' folders, each complete and named by what it holds, and what is on its way.
 
-    <folder>/                 published: the files, and RECORD, which says what they were checked to be
+    <folder>/                 published: the files, and RECORD, what they were checked to be
     .fetching/<folder>/parts  what came so far of files
     .fetching/<folder>/files  files that were checked
     .fetching/lock            held while a Job works here
