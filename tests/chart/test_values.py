@@ -46,6 +46,10 @@ WRONG: Final[tuple[tuple[str, object], ...]] = (
     ("pools", [{"name": "LLM", "modelName": "m", "model": "smollm2", "ffn": "fused"}]),
     ("pools", [{"name": "llm", "modelName": "m", "model": "smollm2", "ffn": "both"}]),
     ("pools", [{"name": "llm", "modelName": "m", "model": "m", "ffn": "fused", "atention": {}}]),
+    ("weights.models", [{"name": "m", "source": "s3://b/k/", "maxGib": 1}]),
+    ("weights.models", [{"name": "m", "source": "ftp://b/k/", "maxGib": 1, "sums": "x"}]),
+    ("weights.models", [{"name": "../m", "source": "s3://b/k/", "maxGib": 1, "sums": "x"}]),
+    ("weights.volume.accessModes", ["ReadOnlyMany"]),
     ("scaling.pools", []),
     ("scaling.pools", [{"name": "llm", "attention": {"minReplica": 1}}]),
     ("scaling.pools", [{"name": "llm", "attention": {"minReplicas": 0}}]),
@@ -171,11 +175,32 @@ CERTIFICATES: Final[Mapping[str, object]] = {
     "tls.certManager.duration": "2471h",
     "tls.certManager.renewBefore": "977h",
 }
+FETCHED: Final[Mapping[str, object]] = {
+    "weights.models": [
+        {
+            "credentialsSecret": "marker31",
+            "name": "m",
+            "source": "s3://marker32/m/",
+            "digest": f"sha256:{'6' * 64}",
+            "maxGib": 1,
+            "endpoint": "https://marker33",
+            "region": "marker34",
+        }
+    ],
+    "weights.volume.size": "marker35",
+    "weights.volume.storageClass": "marker36",
+    "weights.volume.accessModes": ["ReadWriteOncePod"],
+    "weights.job.deadlineS": 2473,
+    "weights.job.resources": {"requests": {"cpu": "marker37"}},
+    "weights.job.nodeSelector": {"marker38": "true"},
+    "weights.job.tolerations": [{"key": "marker39"}],
+    "weights.job.priorityClassName": "marker40",
+    "networkPolicy.sources": [{"podSelector": {"matchLabels": {"marker41": "true"}}}],
+}
 INSIDE_CERTIFICATES: Final = ("tls.chart.authorityDays", "tls.chart.days", "tls.chart.replace")
 """What test_tls.py and test_api_server.py look for."""
-SPECIAL: Final = frozenset(
-    {*BUILT_IN, *EXTERNAL, *URLS, *CONTROL_SECRET, *CERTIFICATES, *INSIDE_CERTIFICATES, "pools"}
-)
+SETS: Final = (BUILT_IN, EXTERNAL, URLS, CONTROL_SECRET, CERTIFICATES, FETCHED)
+SPECIAL: Final = frozenset({*INSIDE_CERTIFICATES, *COLLECTOR, "pools"}.union(*SETS))
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -204,7 +229,7 @@ def _marker(ordinal: int, path: str, default: object) -> object:
 
 def _marks(value: object) -> str:
     """What must be found in the manifests for a value to have reached them."""
-    if isinstance(value, list) and isinstance(value[0], int):
+    if isinstance(value, list) and isinstance(value[0], int | str):
         return str(value[0])
     if isinstance(value, list) and "podSelector" in value[0]:
         return str(next(iter(value[0]["podSelector"]["matchLabels"])))
@@ -225,7 +250,8 @@ def test_every_value_reaches_a_manifest(helm: Helm) -> None:
     pools = [{"name": "llm", "modelName": "m", "model": "m", "ffn": "remote"}]
     collector = {path: markers.pop(path) for path in tuple(markers) if "collector." in path}
     built_in = {**markers, **BUILT_IN, "pools": pools}
-    sets = (built_in, {**collector, **COLLECTOR}, EXTERNAL, URLS, CONTROL_SECRET, CERTIFICATES)
+    others = (EXTERNAL, URLS, CONTROL_SECRET, CERTIFICATES, FETCHED)
+    sets = (built_in, {**collector, **COLLECTOR}, *others)
     for values in sets:
         text = json.dumps(helm.render(values=values))
         unread = [path for path, value in values.items() if _marks(value) not in text]
