@@ -30,6 +30,8 @@ TYPOS: Final = (
     "telemetry.podMonitors.intervall",
     "telemetry.collector.endpoint",
     "experts.gpu",
+    "experts.settings.tritonSharedMemory",
+    "experts.triton.image",
     "router.priorityClass",
     "networkPolicy.caller",
 )
@@ -100,7 +102,6 @@ BUILT_IN: Final[Mapping[str, object]] = {
     "experts.settings.credits": 233,
     "experts.settings.executor": "triton",
     "experts.settings.tritonFallback": "replica",
-    "experts.settings.tritonSharedMemory": True,
     "experts.settings.tritonTimeoutS": 33.5,
     "router.replicas": 9,
     "controller.settings.probeIntervalS": 31.5,
@@ -197,9 +198,21 @@ FETCHED: Final[Mapping[str, object]] = {
     "weights.job.priorityClassName": "marker40",
     "networkPolicy.sources": [{"podSelector": {"matchLabels": {"marker41": "true"}}}],
 }
+TRITON: Final[Mapping[str, object]] = {
+    "image.digests.triton": f"sha256:{'7' * 64}",
+    "experts.settings.executor": "triton",
+    "experts.triton.sharedMemoryMib": 2477,
+    "experts.triton.threads": 251,
+    "experts.triton.resources": {"requests": {"cpu": "marker42"}},
+    "experts.triton.volume.size": "marker43",
+    "experts.triton.volume.storageClass": "marker44",
+    "experts.triton.volume.accessModes": ["ReadWriteOncePod"],
+    "experts.triton.job.deadlineS": 2503,
+    "experts.triton.job.resources": {"requests": {"cpu": "marker45"}},
+}
 INSIDE_CERTIFICATES: Final = ("tls.chart.authorityDays", "tls.chart.days", "tls.chart.replace")
 """What test_tls.py and test_api_server.py look for."""
-SETS: Final = (BUILT_IN, EXTERNAL, URLS, CONTROL_SECRET, CERTIFICATES, FETCHED)
+SETS: Final = (BUILT_IN, EXTERNAL, URLS, CONTROL_SECRET, CERTIFICATES, FETCHED, TRITON)
 SPECIAL: Final = frozenset({*INSIDE_CERTIFICATES, *COLLECTOR, "pools"}.union(*SETS))
 
 
@@ -250,7 +263,7 @@ def test_every_value_reaches_a_manifest(helm: Helm) -> None:
     pools = [{"name": "llm", "modelName": "m", "model": "m", "ffn": "remote"}]
     collector = {path: markers.pop(path) for path in tuple(markers) if "collector." in path}
     built_in = {**markers, **BUILT_IN, "pools": pools}
-    others = (EXTERNAL, URLS, CONTROL_SECRET, CERTIFICATES, FETCHED)
+    others = (EXTERNAL, URLS, CONTROL_SECRET, CERTIFICATES, FETCHED, TRITON)
     sets = (built_in, {**collector, **COLLECTOR}, *others)
     for values in sets:
         text = json.dumps(helm.render(values=values))

@@ -1,4 +1,4 @@
-"""`python -m understudy.weights fetch | wait | sums`."""
+"""`python -m understudy.weights fetch | wait | sums | begin | adopt`."""
 
 import argparse
 import logging
@@ -14,7 +14,7 @@ from understudy.telemetry import configure_logging
 from understudy.weights.contents import sums_of
 from understudy.weights.credentials import Secret
 from understudy.weights.fetching import Fetcher
-from understudy.weights.settings import FetchSettings, ModelSource
+from understudy.weights.settings import FOLDER, FetchSettings, ModelSource
 from understudy.weights.store import Store
 from understudy.weights.waiting import wait_for
 from understudy.weights.web import Web
@@ -36,6 +36,16 @@ def fetch(environ: Mapping[str, str]) -> None:
             fetcher.fetch(model)
 
 
+def adopt(directory: Path, folder: str) -> None:
+    """Publish what the steps of a Job made in the folder that `begin` gave them."""
+    store = Store(directory)
+    with store.locked():
+        for removed in store.prune([folder]):
+            log.info("%s was removed: nothing wants it any more.", removed)
+        is_new = store.adopt(folder)
+    log.info("%s %s.", folder, "is published" if is_new else "was there already and stays")
+
+
 def open_web(model: ModelSource) -> Web:
     """Return connections that trust the Secret's `ca.crt`, where it has one."""
     has_own = Secret(model.credentials).find("ca.crt") is not None
@@ -54,6 +64,10 @@ def main(arguments: Sequence[str]) -> int:
             fetch(os.environ)
         elif chosen.command == "wait":
             wait_for(chosen.directory, chosen.folders, limit_s=chosen.limit_s)
+        elif chosen.command == "begin":
+            Store(chosen.directory).begin(chosen.folder)
+        elif chosen.command == "adopt":
+            adopt(chosen.directory, chosen.folder)
         else:
             sys.stdout.write(sums_of(chosen.folder).text)
     except UnderstudyError as error:
@@ -75,7 +89,19 @@ def _parser() -> argparse.ArgumentParser:
     waiting.add_argument("--limit-s", type=float, default=3600, help="seconds until it fails")
     sums = commands.add_parser("sums", help="print the sums of a folder on this machine")
     sums.add_argument("folder", type=Path)
+    for name, meaning in (("begin", "empty the folder that a Job's steps fill"),
+                          ("adopt", "publish what they put there")):  # fmt: skip
+        made = commands.add_parser(name, help=meaning)
+        made.add_argument("directory", type=Path, help="the volume")
+        made.add_argument("folder", type=folder_name, help="name of the folder")
     return parser
+
+
+def folder_name(text: str) -> str:
+    """Return the name of a published folder. Raises ValueError for another one."""
+    if FOLDER.fullmatch(text) is None:
+        raise ValueError
+    return text
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from understudy.errors import Unavailable
-from understudy.weights.contents import RESERVED, Contents, hash_file
+from understudy.weights.contents import RESERVED, Contents, hash_file, sums_of
 from understudy.weights.settings import FOLDER
 
 RECORD: Final = f"{RESERVED}.json"
@@ -108,6 +108,22 @@ class Store:
         home.rename(self._root / folder)
         sync_folder(self._root)
         shutil.rmtree(self._fetching / folder)
+
+    def begin(self, folder: str) -> Path:
+        """Return an empty folder in which another program makes what `adopt` publishes."""
+        shutil.rmtree(self._fetching / folder, ignore_errors=True)
+        return self.checked(folder)
+
+    def adopt(self, folder: str) -> bool:
+        """Publish what was made, hashed; where the folder is published already that one stays.
+
+        Returns whether it was published. Raises FailedPrecondition where nothing was made.
+        """
+        if read_record(self._root / folder) is not None:
+            shutil.rmtree(self._fetching / folder, ignore_errors=True)
+            return False
+        self.publish(folder, sums_of(self.checked(folder)))
+        return True
 
     def prune(self, wanted: Sequence[str]) -> list[str]:
         """Remove folders that neither this run nor the one before wants; returns their names."""

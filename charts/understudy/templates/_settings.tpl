@@ -42,7 +42,10 @@
 {{- end -}}
 
 {{- define "understudy.expertsSettings" -}}
-{{- toYaml (merge (dict "model" (include "understudy.path" (dict "root" .root "path" .pool.model))) .pool.experts.settings) -}}
+{{- $hasTriton := include "understudy.hasTriton" .pool | empty | not -}}
+{{- $settings := merge (dict "tritonSharedMemory" $hasTriton) .pool.experts.settings -}}
+{{- if $hasTriton }}{{ $_ := set $settings "triton" (include "understudy.tritonAddress" .) }}{{ end -}}
+{{- toYaml (merge (dict "model" (include "understudy.path" (dict "root" .root "path" .pool.model))) $settings) -}}
 {{- end -}}
 
 {{- define "understudy.kvstoreSettings" -}}

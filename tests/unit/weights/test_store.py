@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from understudy.errors import DeadlineExceeded, Unavailable
+from understudy.errors import DeadlineExceeded, FailedPrecondition, Unavailable
 from understudy.weights.contents import parse_sums
 from understudy.weights.store import RECORD, Store
 from understudy.weights.waiting import lacks, wait_for
@@ -38,6 +38,21 @@ def test_folders_that_were_not_published_here_are_left_alone(volume: Path) -> No
     with store.locked():
         assert store.prune([NEW]) == []
     assert {path.name for path in volume.iterdir()} == {"mine", "llm-ffffffffffffffff", ".fetching"}
+
+
+def test_what_another_program_made_is_published_once(volume: Path) -> None:
+    store = Store(volume)
+    for content, is_new in ((b"first", True), (b"second", False)):
+        home = store.begin(NEW)
+        assert not list(home.iterdir())
+        (home / "model" / "1").mkdir(parents=True)
+        (home / "model" / "1" / "package.json").write_bytes(content)
+        assert store.adopt(NEW) is is_new
+    assert (volume / NEW / "model" / "1" / "package.json").read_bytes() == b"first"
+    assert lacks(volume, NEW) == ""
+    store.begin(OLD)
+    with pytest.raises(FailedPrecondition, match="0 files"):
+        store.adopt(OLD)
 
 
 def test_a_broken_record_of_former_runs_is_none(volume: Path) -> None:
