@@ -58,7 +58,7 @@
 {{- range $pool := include "understudy.pools" . | fromYamlArray -}}
 {{- if eq $pool.ffn "remote" -}}
 {{- $part := dict "root" $ "pool" $pool.name "part" "experts" "replicas" $pool.experts.replicas -}}
-{{- if $pool.scaling -}}
+{{- if include "understudy.isSized" (dict "root" $ "pool" $pool) -}}
 {{- $pools = append $pools (dict "pool" $pool.name "replicas" (printf "k8s:%s/%s:grpc" $.Release.Namespace (include "understudy.worker" $part))) -}}
 {{- else -}}
 {{- $pools = append $pools (dict "pool" $pool.name "replicas" (include "understudy.addresses" $part | fromJsonArray)) -}}
@@ -71,7 +71,7 @@
 {{- define "understudy.routerSettings" -}}
 {{- $pools := list -}}
 {{- range $pool := include "understudy.pools" . | fromYamlArray -}}
-{{- $replicas := $pool.scaling | empty | ternary $pool.attention.replicas (max $pool.attention.replicas ($pool.scaling | dig "attention" "maxReplicas" 0)) -}}
+{{- $replicas := include "understudy.isSized" (dict "root" $ "pool" $pool) | empty | ternary $pool.attention.replicas (max $pool.attention.replicas ($pool.scaling | dig "attention" "maxReplicas" 0)) -}}
 {{- $workers := include "understudy.addresses" (dict "root" $ "pool" $pool.name "part" "attention" "replicas" $replicas) | fromJsonArray -}}
 {{- $pools = append $pools (dict "name" $pool.name "workers" $workers "version_dir" (include "understudy.path" (dict "root" $ "path" ($pool.versionDir | default "")))) -}}
 {{- end -}}
