@@ -35,13 +35,13 @@ class Target:
 TARGETS: Final = (
     Target(
         "router",
-        ("services.router", "services.kvstore", "services.controller"),
+        ("services.router", "services.kvstore", "services.controller", "understudy.weights"),
         extras=("service",),
     ),
     Target(
         "worker",
         (
-            *("services.attention", "services.experts"),
+            *("services.attention", "services.experts", "understudy.weights"),
             *("services.experts.export", "understudy_kernels.package"),
         ),
         extras=("worker",),

@@ -65,15 +65,20 @@ def workloads(manifests: Sequence[Manifest]) -> list[Manifest]:
 
 
 def pod_of(workload: Manifest) -> Manifest:
-    """Return the pod's spec of a Deployment or StatefulSet."""
+    """Return the pod's spec of a Deployment, StatefulSet or Job."""
     spec: Manifest = workload["spec"]["template"]["spec"]
     return spec
 
 
+def jobs(manifests: Sequence[Manifest]) -> list[Manifest]:
+    """Return the manifests that make pods which end."""
+    return [manifest for manifest in manifests if manifest["kind"] == "Job"]
+
+
 def all_pods(manifests: Sequence[Manifest]) -> list[Manifest]:
-    """Return the specs of all pods, that of `helm test` included."""
+    """Return the specs of all pods, those of Jobs and of `helm test` included."""
     bare = [manifest["spec"] for manifest in manifests if manifest["kind"] == "Pod"]
-    return [*map(pod_of, workloads(manifests)), *bare]
+    return [*map(pod_of, [*workloads(manifests), *jobs(manifests)]), *bare]
 
 
 def containers_of(pod: Manifest) -> list[Manifest]:
@@ -85,7 +90,7 @@ def service_containers(manifests: Sequence[Manifest]) -> Iterator[Manifest]:
     """Yield the containers that run one of our services."""
     for workload in workloads(manifests):
         for container in containers_of(pod_of(workload)):
-            if container["command"][0] == "python":
+            if container["command"][:3] == ["python", "-m", f"services.{container['name']}"]:
                 yield container
 
 

@@ -37,6 +37,7 @@ def pods_of(manifests: Sequence[Manifest]) -> list[Pod]:
                 port["containerPort"] for port in one["ports"]
             )
             for one in containers_of(pod_of(workload))
+            if "ports" in one
         }
         found.append(Pod(workload["metadata"]["name"], NAMESPACE, labels, ports))
     return found

@@ -6,7 +6,7 @@ from typing import Final
 import pytest
 
 from deploy.telemetry.schema import load_schema
-from tests.chart.manifests import CHART, Helm, Manifest
+from tests.chart.manifests import CHART, Helm, Manifest, jobs
 from tests.chart.network import Network, Pod, listeners, pods_of
 
 METRICS_PORTS: Final = frozenset({9464, 9465})
@@ -255,6 +255,23 @@ def test_redis_and_a_collector_of_your_own_are_reached_on_their_ports_only(
         "controller": {4317},
         "distiller": {4317},
     }
+
+
+def test_the_job_that_fetches_weights_alone_leaves_the_cluster_to_its_sources_only(
+    helm: Helm,
+) -> None:
+    manifests = helm.render([CHART / "ci" / "fetched-values.yaml"])
+    network, pods = Network.of(manifests), pods_of(manifests)
+    [job] = jobs(manifests)
+    fetcher = Pod("weights", labels=job["spec"]["template"]["metadata"]["labels"])
+    source = Pod("store", "", address="198.51.100.7")
+    ports = (22, 80, 443, 5000, 6379, 9000)
+    assert {port for port in ports if network.lets_out(fetcher, source, port)} == {443, 5000, 9000}
+    assert not any(network.lets_out(fetcher, INTERNET, port) for port in ports)
+    assert network.lets_out(fetcher, DNS, 53, "UDP")
+    assert not any(network.is_open(fetcher, pod, port) for pod, _, port in listeners(pods))
+    assert not any(network.lets_in(pod, fetcher, 9000) for pod in [*pods, CALLER, STRANGER])
+    assert not any(network.lets_out(pod, source, port) for pod in pods for port in ports)
 
 
 @pytest.mark.parametrize(

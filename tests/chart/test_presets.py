@@ -53,8 +53,10 @@ def _workers(manifests: list[Manifest]) -> list[Manifest]:
     ]
 
 
-def test_there_is_a_preset_for_a_laptop_and_for_each_cloud(presets: dict[str, Any]) -> None:
-    assert presets.keys() == {"laptop", *CLOUDS}
+def test_there_are_presets_for_a_laptop_for_gpus_and_for_each_cloud(
+    presets: dict[str, Any],
+) -> None:
+    assert presets.keys() == {"laptop", "generic-gpu", *CLOUDS}
 
 
 def test_every_preset_is_named_in_the_readme(presets: dict[str, Any]) -> None:
@@ -120,6 +122,19 @@ def test_the_routers_get_a_load_balancer_inside_of_the_network(
     annotations = service["metadata"]["annotations"]
     assert all(name.startswith(prefix) for name in annotations)
     assert {"internal", "true"} & {value.lower() for value in annotations.values()}
+
+
+def test_the_gpu_preset_gives_gpus_to_triton_alone(presets: dict[str, list[Manifest]]) -> None:
+    holders = {
+        (workload["metadata"]["name"], container["name"]): container["resources"]["limits"]
+        for workload in workloads(presets["generic-gpu"])
+        for container in containers_of(pod_of(workload))
+        if "nvidia.com/gpu" in container["resources"]["limits"]
+    }
+    assert holders.keys() == {("demo-understudy-llm-experts", "triton")}
+    assert (
+        "Nothing of this was ever run on a GPU" in (CHART / "values-generic-gpu.yaml").read_text()
+    )
 
 
 def test_on_eks_services_have_the_ports_of_their_pods(presets: dict[str, list[Manifest]]) -> None:

@@ -129,6 +129,61 @@ def test_a_dry_run_leaves_sizes_to_the_chart(helm: Helm) -> None:
     assert ScalingSettings.from_env(_environment(manifests, "controller")).dry_run
 
 
+def test_a_dry_run_only_tells(helm: Helm) -> None:
+    dry = helm.render([CHART / "ci" / "scaled-values.yaml"], {"scaling.dryRun": True})
+    plain = helm.render([CHART / "ci" / "scaled-values.yaml"], {"scaling.enabled": False})
+    for workload in workloads(plain):
+        name = workload["metadata"]["name"]
+        if name != f"{PREFIX}-controller":
+            assert named(dry, workload["kind"], name) == workload
+    role = named(dry, "Role", f"{PREFIX}-controller")
+    verbs = {
+        (resource, verb)
+        for rule in role["rules"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    assert verbs == {
+        ("statefulsets/scale", "get"),
+        ("pods", "list"),
+        *(("leases", verb) for verb in ("create", "get", "update")),
+    }
+    plan = _plan(dry)
+    assert plan is not None
+    made = {(one["kind"], one["metadata"]["name"]) for one in workloads(dry)}
+    [target] = plan.targets
+    assert {(one.kind.object_kind, one.name) for one in target.workloads.values()} <= made
+    routers = _environment(dry, "router")["UNDERSTUDY_ROUTER_POOLS"]
+    assert routers == _environment(plain, "router")["UNDERSTUDY_ROUTER_POOLS"]
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"scaling.maxGpus": 3}, "smallest sizes of the scaled pools take 4 GPUs"),
+        ({"scaling.maxCostPerHour": 9.5}, "smallest sizes of the scaled pools cost 10 an hour"),
+        ({"scaling.maxGpus": 4, "scaling.maxCostPerHour": 10}, ""),
+        ({"scaling.pools": [{"name": "llm", "idleS": 60}]}, "startS 180 to start, above"),
+        ({"scaling.pools": [{"name": "llm", "idleS": 60, "startS": 120}]}, ""),
+    ],
+)
+def test_what_the_controller_would_stop_at_is_refused_when_rendered(
+    helm: Helm, values: dict[str, object], sentence: str
+) -> None:
+    part = {"minReplicas": 2, "costPerHour": 2.5}
+    base: dict[str, object] = {
+        "scaling.enabled": True,
+        "attention.gpus": 1,
+        "experts.gpus": 1,
+        "scaling.pools": [{"name": "llm", "attention": part, "experts": part}],
+    }
+    if sentence:
+        with pytest.raises(RenderError, match=sentence):
+            helm.render(values={**base, **values})
+    else:
+        assert _plan(helm.render(values={**base, **values})) is not None
+
+
 def test_routers_know_as_many_attention_workers_as_there_may_be(scaled: list[Manifest]) -> None:
     pools = json.loads(_environment(scaled, "router")["UNDERSTUDY_ROUTER_POOLS"])
     numbers = {pool["name"]: len(pool["workers"]) for pool in pools}

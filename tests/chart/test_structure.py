@@ -10,6 +10,7 @@ from tests.chart.manifests import (
     Manifest,
     containers_of,
     environment_of,
+    jobs,
     named,
     pod_of,
     service_containers,
@@ -28,6 +29,7 @@ MODELS: Final = {
     ("rbac.authorization.k8s.io/v1", "Role"): client.V1Role,
     ("rbac.authorization.k8s.io/v1", "RoleBinding"): client.V1RoleBinding,
     ("apps/v1", "Deployment"): client.V1Deployment,
+    ("batch/v1", "Job"): client.V1Job,
     ("apps/v1", "StatefulSet"): client.V1StatefulSet,
 }
 TARGETS: Final = {"attention": "worker", "experts": "worker", "distiller": "distiller"}
@@ -76,7 +78,7 @@ def test_services_lead_to_ports_that_pods_name(manifests: list[Manifest]) -> Non
             for one in workloads(manifests)
             if selector <= one["spec"]["template"]["metadata"]["labels"].items()
         ]
-        ports = [port for one in containers_of(pod_of(workload)) for port in one["ports"]]
+        ports = [port for one in containers_of(pod_of(workload)) for port in one.get("ports", [])]
         names = [port["name"] for port in ports]
         assert len(names) == len(set(names))
         assert all(re.fullmatch(PORT_NAME, name) for name in names)
@@ -112,7 +114,7 @@ def test_the_kvstore_is_a_native_sidecar_that_cannot_hold_up_its_worker(
     ]
     assert attention
     for workload in attention:
-        [sidecar] = pod_of(workload)["initContainers"]
+        sidecar = pod_of(workload)["initContainers"][-1]
         assert sidecar["name"] == "kvstore"
         assert sidecar["restartPolicy"] == "Always"
         assert "startupProbe" in sidecar
@@ -126,7 +128,7 @@ def test_the_kvstore_is_a_native_sidecar_that_cannot_hold_up_its_worker(
 
 
 def test_mounts_name_volumes_of_their_pod(manifests: list[Manifest]) -> None:
-    for workload in workloads(manifests):
+    for workload in [*workloads(manifests), *jobs(manifests)]:
         pod = pod_of(workload)
         claimed = [claim["metadata"] for claim in workload["spec"].get("volumeClaimTemplates", [])]
         volumes = {volume["name"] for volume in [*pod.get("volumes", []), *claimed]}

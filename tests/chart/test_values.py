@@ -30,6 +30,8 @@ TYPOS: Final = (
     "telemetry.podMonitors.intervall",
     "telemetry.collector.endpoint",
     "experts.gpu",
+    "experts.settings.tritonSharedMemory",
+    "experts.triton.image",
     "router.priorityClass",
     "networkPolicy.caller",
 )
@@ -46,6 +48,10 @@ WRONG: Final[tuple[tuple[str, object], ...]] = (
     ("pools", [{"name": "LLM", "modelName": "m", "model": "smollm2", "ffn": "fused"}]),
     ("pools", [{"name": "llm", "modelName": "m", "model": "smollm2", "ffn": "both"}]),
     ("pools", [{"name": "llm", "modelName": "m", "model": "m", "ffn": "fused", "atention": {}}]),
+    ("weights.models", [{"name": "m", "source": "s3://b/k/", "maxGib": 1}]),
+    ("weights.models", [{"name": "m", "source": "ftp://b/k/", "maxGib": 1, "sums": "x"}]),
+    ("weights.models", [{"name": "../m", "source": "s3://b/k/", "maxGib": 1, "sums": "x"}]),
+    ("weights.volume.accessModes", ["ReadOnlyMany"]),
     ("scaling.pools", []),
     ("scaling.pools", [{"name": "llm", "attention": {"minReplica": 1}}]),
     ("scaling.pools", [{"name": "llm", "attention": {"minReplicas": 0}}]),
@@ -96,7 +102,6 @@ BUILT_IN: Final[Mapping[str, object]] = {
     "experts.settings.credits": 233,
     "experts.settings.executor": "triton",
     "experts.settings.tritonFallback": "replica",
-    "experts.settings.tritonSharedMemory": True,
     "experts.settings.tritonTimeoutS": 33.5,
     "router.replicas": 9,
     "controller.settings.probeIntervalS": 31.5,
@@ -171,11 +176,44 @@ CERTIFICATES: Final[Mapping[str, object]] = {
     "tls.certManager.duration": "2471h",
     "tls.certManager.renewBefore": "977h",
 }
+FETCHED: Final[Mapping[str, object]] = {
+    "weights.models": [
+        {
+            "credentialsSecret": "marker31",
+            "name": "m",
+            "source": "s3://marker32/m/",
+            "digest": f"sha256:{'6' * 64}",
+            "maxGib": 1,
+            "endpoint": "https://marker33",
+            "region": "marker34",
+        }
+    ],
+    "weights.volume.size": "marker35",
+    "weights.volume.storageClass": "marker36",
+    "weights.volume.accessModes": ["ReadWriteOncePod"],
+    "weights.job.deadlineS": 2473,
+    "weights.job.resources": {"requests": {"cpu": "marker37"}},
+    "weights.job.nodeSelector": {"marker38": "true"},
+    "weights.job.tolerations": [{"key": "marker39"}],
+    "weights.job.priorityClassName": "marker40",
+    "networkPolicy.sources": [{"podSelector": {"matchLabels": {"marker41": "true"}}}],
+}
+TRITON: Final[Mapping[str, object]] = {
+    "image.digests.triton": f"sha256:{'7' * 64}",
+    "experts.settings.executor": "triton",
+    "experts.triton.sharedMemoryMib": 2477,
+    "experts.triton.threads": 251,
+    "experts.triton.resources": {"requests": {"cpu": "marker42"}},
+    "experts.triton.volume.size": "marker43",
+    "experts.triton.volume.storageClass": "marker44",
+    "experts.triton.volume.accessModes": ["ReadWriteOncePod"],
+    "experts.triton.job.deadlineS": 2503,
+    "experts.triton.job.resources": {"requests": {"cpu": "marker45"}},
+}
 INSIDE_CERTIFICATES: Final = ("tls.chart.authorityDays", "tls.chart.days", "tls.chart.replace")
 """What test_tls.py and test_api_server.py look for."""
-SPECIAL: Final = frozenset(
-    {*BUILT_IN, *EXTERNAL, *URLS, *CONTROL_SECRET, *CERTIFICATES, *INSIDE_CERTIFICATES, "pools"}
-)
+SETS: Final = (BUILT_IN, EXTERNAL, URLS, CONTROL_SECRET, CERTIFICATES, FETCHED, TRITON)
+SPECIAL: Final = frozenset({*INSIDE_CERTIFICATES, *COLLECTOR, "pools"}.union(*SETS))
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -204,7 +242,7 @@ def _marker(ordinal: int, path: str, default: object) -> object:
 
 def _marks(value: object) -> str:
     """What must be found in the manifests for a value to have reached them."""
-    if isinstance(value, list) and isinstance(value[0], int):
+    if isinstance(value, list) and isinstance(value[0], int | str):
         return str(value[0])
     if isinstance(value, list) and "podSelector" in value[0]:
         return str(next(iter(value[0]["podSelector"]["matchLabels"])))
@@ -225,7 +263,8 @@ def test_every_value_reaches_a_manifest(helm: Helm) -> None:
     pools = [{"name": "llm", "modelName": "m", "model": "m", "ffn": "remote"}]
     collector = {path: markers.pop(path) for path in tuple(markers) if "collector." in path}
     built_in = {**markers, **BUILT_IN, "pools": pools}
-    sets = (built_in, {**collector, **COLLECTOR}, EXTERNAL, URLS, CONTROL_SECRET, CERTIFICATES)
+    others = (EXTERNAL, URLS, CONTROL_SECRET, CERTIFICATES, FETCHED, TRITON)
+    sets = (built_in, {**collector, **COLLECTOR}, *others)
     for values in sets:
         text = json.dumps(helm.render(values=values))
         unread = [path for path, value in values.items() if _marks(value) not in text]

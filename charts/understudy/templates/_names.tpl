@@ -40,7 +40,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 
 {{/* Image that a service runs in. Takes root and service. */}}
 {{- define "understudy.serviceImage" -}}
-{{- $target := get (dict "attention" "worker" "experts" "worker" "distiller" "distiller") .service | default "router" -}}
+{{- $target := get (dict "attention" "worker" "experts" "worker" "distiller" "distiller" "triton" "triton") .service | default "router" -}}
 {{- $image := .root.Values.image -}}
 {{- $one := dict "repository" (printf "%s-%s" $image.repository $target) "tag" $image.tag "digest" (get $image.digests $target) -}}
 {{- include "understudy.image" (dict "image" $one "defaultTag" .root.Chart.AppVersion) -}}

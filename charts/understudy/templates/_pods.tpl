@@ -4,6 +4,7 @@ runAsNonRoot: true
 runAsUser: {{ .user }}
 runAsGroup: {{ .user }}
 fsGroup: {{ .user }}
+fsGroupChangePolicy: OnRootMismatch
 seccompProfile:
   type: RuntimeDefault
 {{- end -}}
@@ -161,7 +162,7 @@ YAML), maxConnectionAgeS, healthPort, healthPortName, isSidecar and scaling (all
     {{- include "understudy.containerSecurity" . | nindent 4 }}
   volumeMounts:
     - {name: tmp, mountPath: /tmp}
-    {{- if .root.Values.weights.existingClaim }}
+    {{- if include "understudy.weightsClaim" .root }}
     - {name: weights, mountPath: {{ .root.Values.weights.mountPath }}, readOnly: true}
     {{- end }}
     {{- if $hasTls }}
@@ -176,7 +177,7 @@ YAML), maxConnectionAgeS, healthPort, healthPortName, isSidecar and scaling (all
 {{- define "understudy.volumes" -}}
 - name: tmp
   emptyDir: {sizeLimit: 1Gi}
-{{- with .root.Values.weights.existingClaim }}
+{{- with include "understudy.weightsClaim" .root }}
 - name: weights
   persistentVolumeClaim: {claimName: {{ . }}, readOnly: true}
 {{- end }}

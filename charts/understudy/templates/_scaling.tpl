@@ -25,17 +25,17 @@ attention: {minReplicas: 1, maxReplicas: 4, costPerHour: 0}
 experts: {minReplicas: 2, maxReplicas: 4, costPerHour: 0}
 {{- end -}}
 
-{{/* Not empty where the chart says how many replicas there are: written into a workload that is
-sized, every upgrade would reset it. Takes root and pool (merged). */}}
-{{- define "understudy.setsReplicas" -}}
-{{- if or (not .pool.scaling) .root.Values.scaling.dryRun }}true{{ end -}}
+{{/* Not empty where the controller sets the size of a pool; a dry run only tells, so nothing else may
+be different then. Takes root and pool (merged). */}}
+{{- define "understudy.isSized" -}}
+{{- if and .pool.scaling (not .root.Values.scaling.dryRun) }}true{{ end -}}
 {{- end -}}
 
 {{/* Name of the workload that a part runs as, as the controller's rules and Role know it. Takes root,
 pool (merged) and part. */}}
 {{- define "understudy.workload" -}}
-{{- $isDeployment := and (not (empty .pool.scaling)) (eq .part "experts") -}}
-{{- printf "%s/%s" (ternary "deployments" "statefulsets" $isDeployment) (include "understudy.worker" (dict "root" .root "pool" .pool.name "part" .part)) -}}
+{{- $isDeployment := and (include "understudy.isSized" . | empty | not) (eq .part "experts") -}}
+{{- printf "%s/%s" ($isDeployment | ternary "deployments" "statefulsets") (include "understudy.worker" (dict "root" .root "pool" .pool.name "part" .part)) -}}
 {{- end -}}
 
 {{/* Workloads that are sized, as a YAML list. Takes the root. */}}
@@ -65,6 +65,33 @@ pool (merged) and part. */}}
       "cost_per_hour" $bounds.costPerHour | toYaml -}}
 {{- end -}}
 
+{{/* Refuses what the controller would stop at, or what could never work. Takes root, pools (rules of
+all scaled ones). */}}
+{{- define "understudy.checkScaling" -}}
+{{- $scaling := .root.Values.scaling -}}
+{{- $gpus := 0.0 -}}
+{{- $cost := 0.0 -}}
+{{- range $pool := .pools -}}
+{{- if $pool.idle_s -}}
+{{- $longest := $.root.Values.router.settings.requestTimeoutS -}}
+{{- if gt (float64 $pool.start_s) (float64 $longest) -}}
+{{- fail (printf "scaling.pools: %q sleeps (idleS) and takes startS %v to start, above router.settings.requestTimeoutS %v: no request that wakes it could be held so long. Raise requestTimeoutS, and the callers' deadlines, or let it stay awake" $pool.name $pool.start_s $longest) -}}
+{{- end -}}
+{{- else -}}
+{{- range $part := compact (list $pool.attention $pool.experts) -}}
+{{- $gpus = addf $gpus (mulf $part.min_replicas $part.gpus) -}}
+{{- $cost = addf $cost (mulf $part.min_replicas $part.cost_per_hour) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if and $scaling.maxGpus (gt $gpus (float64 $scaling.maxGpus)) -}}
+{{- fail (printf "scaling.maxGpus is %v and the smallest sizes of the scaled pools take %v GPUs: raise it, or lower minReplicas" $scaling.maxGpus $gpus) -}}
+{{- end -}}
+{{- if and $scaling.maxCostPerHour (gt $cost (float64 $scaling.maxCostPerHour)) -}}
+{{- fail (printf "scaling.maxCostPerHour is %v and the smallest sizes of the scaled pools cost %v an hour: raise it, or lower minReplicas" $scaling.maxCostPerHour $cost) -}}
+{{- end -}}
+{{- end -}}
+
 {{/* UNDERSTUDY_SCALING_RULES: services/controller/scaling/rules.py says what each key means. The
 order of `scaling.pools` is kept, since the first pool is the most important one. */}}
 {{- define "understudy.scalingRules" -}}
@@ -88,6 +115,7 @@ order of `scaling.pools` is kept, since the first pool is the most important one
 {{- end -}}
 {{- $pools = append $pools $rules -}}
 {{- end -}}
+{{- include "understudy.checkScaling" (dict "root" . "pools" $pools) -}}
 {{- $budgets := dict -}}
 {{- with $scaling.maxGpus }}{{ $_ := set $budgets "max_gpus" . }}{{ end -}}
 {{- with $scaling.maxCostPerHour }}{{ $_ := set $budgets "max_cost_per_hour" . }}{{ end -}}

@@ -28,11 +28,12 @@
 {{- $isRemote := eq .pool.ffn "remote" -}}
 {{- $adapters := list -}}
 {{- range $name, $path := .pool.adapters -}}
-{{- $adapters = append $adapters (printf "%s=%s" $name $path) -}}
+{{- $adapters = append $adapters (printf "%s=%s" $name (include "understudy.path" (dict "root" $.root "path" $path))) -}}
 {{- end -}}
 {{- toYaml (merge (dict
       "pool" .pool.name
-      "model" .pool.model
+      "model" (include "understudy.path" (dict "root" .root "path" .pool.model))
+      "tokenizer" (include "understudy.path" (dict "root" .root "path" .pool.attention.settings.tokenizer))
       "modelName" .pool.modelName
       "adapters" (join "," $adapters)
       "ffn" .pool.ffn
@@ -41,7 +42,10 @@
 {{- end -}}
 
 {{- define "understudy.expertsSettings" -}}
-{{- toYaml (merge (dict "model" .pool.model) .pool.experts.settings) -}}
+{{- $hasTriton := include "understudy.hasTriton" .pool | empty | not -}}
+{{- $settings := merge (dict "tritonSharedMemory" $hasTriton) .pool.experts.settings -}}
+{{- if $hasTriton }}{{ $_ := set $settings "triton" (include "understudy.tritonAddress" .) }}{{ end -}}
+{{- toYaml (merge (dict "model" (include "understudy.path" (dict "root" .root "path" .pool.model))) $settings) -}}
 {{- end -}}
 
 {{- define "understudy.kvstoreSettings" -}}
@@ -54,7 +58,7 @@
 {{- range $pool := include "understudy.pools" . | fromYamlArray -}}
 {{- if eq $pool.ffn "remote" -}}
 {{- $part := dict "root" $ "pool" $pool.name "part" "experts" "replicas" $pool.experts.replicas -}}
-{{- if $pool.scaling -}}
+{{- if include "understudy.isSized" (dict "root" $ "pool" $pool) -}}
 {{- $pools = append $pools (dict "pool" $pool.name "replicas" (printf "k8s:%s/%s:grpc" $.Release.Namespace (include "understudy.worker" $part))) -}}
 {{- else -}}
 {{- $pools = append $pools (dict "pool" $pool.name "replicas" (include "understudy.addresses" $part | fromJsonArray)) -}}
@@ -67,14 +71,15 @@
 {{- define "understudy.routerSettings" -}}
 {{- $pools := list -}}
 {{- range $pool := include "understudy.pools" . | fromYamlArray -}}
-{{- $replicas := $pool.scaling | empty | ternary $pool.attention.replicas (max $pool.attention.replicas ($pool.scaling | dig "attention" "maxReplicas" 0)) -}}
+{{- $replicas := include "understudy.isSized" (dict "root" $ "pool" $pool) | empty | ternary $pool.attention.replicas (max $pool.attention.replicas ($pool.scaling | dig "attention" "maxReplicas" 0)) -}}
 {{- $workers := include "understudy.addresses" (dict "root" $ "pool" $pool.name "part" "attention" "replicas" $replicas) | fromJsonArray -}}
-{{- $pools = append $pools (dict "name" $pool.name "workers" $workers "version_dir" ($pool.versionDir | default "")) -}}
+{{- $pools = append $pools (dict "name" $pool.name "workers" $workers "version_dir" (include "understudy.path" (dict "root" $ "path" ($pool.versionDir | default "")))) -}}
 {{- end -}}
 {{- $redis := include "understudy.redisUrl" (dict "root" . "role" "control") | fromYaml -}}
 {{- toYaml (merge (dict
       "pools" (toJson $pools)
       "httpListen" (printf "0.0.0.0:%s" (include "understudy.httpPort" .))
+      "tokenizer" (include "understudy.path" (dict "root" . "path" .Values.router.settings.tokenizer))
       "tlsDir" ""
       "controlRedis" $redis.url
       "controllers" (ternary (printf "%s-controller:%s" (include "understudy.fullname" .) (include "understudy.grpcPort" .)) "" (and .Values.scaling.enabled (not .Values.scaling.dryRun)))

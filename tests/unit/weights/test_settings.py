@@ -1,0 +1,111 @@
+"""Settings of the Job, and its command line as a process of its own."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.weights.conftest import FILES, FOLDER, sums
+from tests.unit.weights.store_server import StoreServer
+from understudy.serving import SettingsError
+from understudy.weights.settings import FetchSettings
+from understudy.weights.store import RECORD
+
+ENTRY = {"folder": FOLDER, "source": "s3://b/k/", "sums": sums(FILES), "max_bytes": 100_000}
+COMMAND = (sys.executable, "-m", "understudy.weights")
+
+
+@pytest.mark.parametrize(
+    ("models", "words"),
+    [
+        ("[", "not JSON"),
+        ([], "list 1 to"),
+        ([{**ENTRY, "digest": "sha256:0"}], "either digest or sums"),
+        ([{**ENTRY, "sums": ""}], "either digest or sums"),
+        ([{**ENTRY, "folder": "../x"}], "does not name a folder"),
+        ([{**ENTRY, "max_bytes": 0}], "not positive"),
+        ([{**ENTRY, "max_bytes": True}], "wrong type"),
+        ([{**ENTRY, "sauce": "x"}], "'sauce' is unknown"),
+        ([{"folder": FOLDER}], "needs folder, source"),
+        ([ENTRY, ENTRY], "twice"),
+    ],
+)
+def test_models_that_cannot_be_meant_are_refused(models: Any, words: str) -> None:
+    text = models if isinstance(models, str) else json.dumps(models)
+    settings = FetchSettings(models=text, directory=Path("/weights"))
+    with pytest.raises(SettingsError, match=words):
+        settings.sources()
+
+
+def _environment(volume: Path, models: list[dict[str, object]]) -> dict[str, str]:
+    root = str(Path(__file__).resolve().parents[3])
+    return {
+        "UNDERSTUDY_WEIGHTS_MODELS": json.dumps(models),
+        "UNDERSTUDY_WEIGHTS_DIRECTORY": str(volume),
+        "PYTHONPATH": root,
+    }
+
+
+def test_a_job_that_is_killed_is_gone_on_with_by_the_next(
+    server: StoreServer, volume: Path
+) -> None:
+    content = b"0123456789" * 200_000
+    server.files = {"/b/k/big": content}
+    # The server stops in the middle and keeps the connection: the Job hangs there and is killed.
+    server.faults = {"/b/k/big": [("cut", 1_000_000), *[("status", 503)] * 50]}
+    entry = {
+        **ENTRY,
+        "sums": sums({"big": content}),
+        "max_bytes": 10_000_000,
+        "endpoint": server.address,
+    }
+    environment = _environment(volume, [entry])
+    with subprocess.Popen(
+        [*COMMAND, "fetch"], env=environment, stderr=subprocess.PIPE, text=True
+    ) as job:
+        assert job.stderr is not None
+        for line in job.stderr:
+            if "is resumed" in line:
+                break
+        job.send_signal(signal.SIGTERM)
+        assert job.wait(30) == 143
+    server.faults.clear()
+    server.asked.clear()
+    done = subprocess.run(
+        [*COMMAND, "fetch"], env=environment, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert server.ranges("/b/k/big") == ["bytes=1000000-"]
+    assert (volume / FOLDER / "big").read_bytes() == content
+    assert f"{FOLDER} is published." in done.stderr
+    waited = subprocess.run(
+        [*COMMAND, "wait", str(volume), FOLDER], env=environment, capture_output=True, timeout=60,
+        check=False,
+    )  # fmt: skip
+    assert waited.returncode == 0
+
+
+def test_a_refusal_ends_the_job_with_a_sentence(server: StoreServer, volume: Path) -> None:
+    server.files = {"/b/k/config.json": b"other"}
+    entry = {**ENTRY, "sums": sums({"config.json": b"{}"}), "endpoint": server.address}
+    done = subprocess.run(
+        [*COMMAND, "fetch"], env=_environment(volume, [entry]), capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("understudy weights: config.json is sha256:")
+    assert not (volume / FOLDER / RECORD).exists()
+
+
+def test_a_setting_that_is_missing_ends_it_at_once(volume: Path) -> None:
+    done = subprocess.run(
+        [*COMMAND, "fetch"], env={"PYTHONPATH": _environment(volume, [])["PYTHONPATH"]},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "UNDERSTUDY_WEIGHTS_MODELS is not set" in done.stderr

@@ -1,0 +1,102 @@
+"""The volume: what is published stays until nobody can want it, and foreign folders are left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from understudy.errors import DeadlineExceeded, FailedPrecondition, Unavailable
+from understudy.weights.contents import parse_sums
+from understudy.weights.store import RECORD, Store
+from understudy.weights.waiting import lacks, wait_for
+
+EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+OLD, MID, NEW = (f"llm-{digit * 16}" for digit in "012")
+
+
+def _publish(volume: Path, folder: str) -> None:
+    store = Store(volume)
+    (store.checked(folder) / "weights").touch()
+    store.publish(folder, parse_sums(f"{EMPTY}  weights"))
+
+
+def test_the_folders_of_the_run_before_stay_and_older_ones_go(volume: Path) -> None:
+    store = Store(volume)
+    for wanted in (OLD, MID, MID, NEW):
+        with store.locked():
+            removed = store.prune([wanted])
+            _publish(volume, wanted)
+    assert removed == [OLD]
+    assert {path.name for path in volume.iterdir()} == {".fetching", MID, NEW}
+
+
+def test_folders_that_were_not_published_here_are_left_alone(volume: Path) -> None:
+    for name in ("mine", "llm-ffffffffffffffff"):
+        (volume / name).mkdir()
+    store = Store(volume)
+    with store.locked():
+        assert store.prune([NEW]) == []
+    assert {path.name for path in volume.iterdir()} == {"mine", "llm-ffffffffffffffff", ".fetching"}
+
+
+def test_what_another_program_made_is_published_once(volume: Path) -> None:
+    store = Store(volume)
+    for content, is_new in ((b"first", True), (b"second", False)):
+        home = store.begin(NEW)
+        assert not list(home.iterdir())
+        (home / "model" / "1").mkdir(parents=True)
+        (home / "model" / "1" / "package.json").write_bytes(content)
+        assert store.adopt(NEW) is is_new
+    assert (volume / NEW / "model" / "1" / "package.json").read_bytes() == b"first"
+    assert lacks(volume, NEW) == ""
+    store.begin(OLD)
+    with pytest.raises(FailedPrecondition, match="0 files"):
+        store.adopt(OLD)
+
+
+def test_a_broken_record_of_former_runs_is_none(volume: Path) -> None:
+    store = Store(volume)
+    with store.locked():
+        (volume / ".fetching" / "wanted.json").write_text('{"now": 3')
+        assert store.prune([NEW]) == []
+
+
+def test_two_jobs_do_not_work_in_one_volume(volume: Path) -> None:
+    first, second = Store(volume).locked(), Store(volume).locked()
+    with first, pytest.raises(Unavailable, match="Another Job"), second:
+        pytest.fail("both work there")
+
+
+def test_a_worker_is_held_back_until_its_weights_are_published(
+    volume: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    waited: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) == 2:
+            _publish(volume, NEW)
+
+    wait_for(volume, [NEW], limit_s=100, sleep=sleep, clock=lambda: sum(waited))
+    assert len(waited) == 2
+    assert caplog.messages == [
+        f"Waiting for weights: {NEW} is not published yet.",
+        f"The weights are there: {NEW}.",
+    ]
+
+
+def test_a_worker_that_waits_too_long_says_for_what(volume: Path) -> None:
+    waited: list[float] = []
+    with pytest.raises(DeadlineExceeded, match=f"{NEW} is not published yet"):
+        wait_for(volume, [NEW], limit_s=5, sleep=waited.append, clock=lambda: sum(waited))
+
+
+def test_a_worker_does_not_start_from_a_file_that_changed_its_size(volume: Path) -> None:
+    _publish(volume, NEW)
+    assert lacks(volume, NEW) == ""
+    (volume / NEW / "weights").write_bytes(b"more")
+    assert "weights is not what was checked" in lacks(volume, NEW)
+    (volume / NEW / RECORD).write_text("{")
+    assert "not published" in lacks(volume, NEW)

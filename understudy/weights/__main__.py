@@ -1,0 +1,108 @@
+"""`python -m understudy.weights fetch | wait | sums | begin | adopt`."""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from understudy.errors import InvalidArgument, UnderstudyError
+from understudy.telemetry import configure_logging
+from understudy.weights.contents import sums_of
+from understudy.weights.credentials import Secret
+from understudy.weights.fetching import Fetcher
+from understudy.weights.settings import FOLDER, FetchSettings, ModelSource
+from understudy.weights.store import Store
+from understudy.weights.waiting import wait_for
+from understudy.weights.web import Web
+
+BAD_SETTINGS: Final = 2
+TERMINATED: Final = 143
+log = logging.getLogger("understudy.weights")
+
+
+def fetch(environ: Mapping[str, str]) -> None:
+    """Publish all models of the settings and remove those of former runs."""
+    settings = FetchSettings.from_env(environ)
+    models, store = settings.sources(), Store(settings.directory)
+    with store.locked():
+        for removed in store.prune([model.folder for model in models]):
+            log.info("%s was removed: nothing wants it any more.", removed)
+        fetcher = Fetcher(store, open_web)
+        for model in models:
+            fetcher.fetch(model)
+
+
+def adopt(directory: Path, folder: str) -> None:
+    """Publish what the steps of a Job made in the folder that `begin` gave them."""
+    store = Store(directory)
+    with store.locked():
+        for removed in store.prune([folder]):
+            log.info("%s was removed: nothing wants it any more.", removed)
+        is_new = store.adopt(folder)
+    log.info("%s %s.", folder, "is published" if is_new else "was there already and stays")
+
+
+def open_web(model: ModelSource) -> Web:
+    """Return connections that trust the Secret's `ca.crt`, where it has one."""
+    has_own = Secret(model.credentials).find("ca.crt") is not None
+    return Web(model.credentials / "ca.crt" if has_own and model.credentials else None)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command; returns the exit status."""
+    chosen = _parser().parse_args(arguments)
+    # The first process of a container gets no default action for SIGTERM. What is on disk stays
+    # good: parts are hashed again before they are gone on with.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(TERMINATED))
+    configure_logging("weights", "info")
+    try:
+        if chosen.command == "fetch":
+            fetch(os.environ)
+        elif chosen.command == "wait":
+            wait_for(chosen.directory, chosen.folders, limit_s=chosen.limit_s)
+        elif chosen.command == "begin":
+            Store(chosen.directory).begin(chosen.folder)
+        elif chosen.command == "adopt":
+            adopt(chosen.directory, chosen.folder)
+        else:
+            sys.stdout.write(sums_of(chosen.folder).text)
+    except UnderstudyError as error:
+        sys.stderr.write(f"understudy weights: {error.message}\n")
+        return BAD_SETTINGS if isinstance(error, InvalidArgument) else 1
+    except OSError as error:
+        sys.stderr.write(f"understudy weights: the volume cannot be used: {error}\n")
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m understudy.weights", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("fetch", help="publish what UNDERSTUDY_WEIGHTS_MODELS names")
+    waiting = commands.add_parser("wait", help="wait until folders are published")
+    waiting.add_argument("directory", type=Path, help="the volume")
+    waiting.add_argument("folders", nargs="+", help="names of models' folders")
+    waiting.add_argument("--limit-s", type=float, default=3600, help="seconds until it fails")
+    sums = commands.add_parser("sums", help="print the sums of a folder on this machine")
+    sums.add_argument("folder", type=Path)
+    for name, meaning in (("begin", "empty the folder that a Job's steps fill"),
+                          ("adopt", "publish what they put there")):  # fmt: skip
+        made = commands.add_parser(name, help=meaning)
+        made.add_argument("directory", type=Path, help="the volume")
+        made.add_argument("folder", type=folder_name, help="name of the folder")
+    return parser
+
+
+def folder_name(text: str) -> str:
+    """Return the name of a published folder. Raises ValueError for another one."""
+    if FOLDER.fullmatch(text) is None:
+        raise ValueError
+    return text
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,190 @@
+"""The volume: models' folders, each complete and named by what it holds, and what is on its way.
+
+    <folder>/                 published: the files, and RECORD, what they were checked to be
+    .fetching/<folder>/parts  what came so far of files
+    .fetching/<folder>/files  files that were checked
+    .fetching/lock            held while a Job works here
+
+A folder is made ready beside its place and renamed, so whoever looks sees all of it or nothing. The
+folders of the run before stay, since workers may still read them and a rollback wants them; older
+ones are removed.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from understudy.errors import Unavailable
+from understudy.weights.contents import RESERVED, Contents, hash_file, sums_of
+from understudy.weights.settings import FOLDER
+
+RECORD: Final = f"{RESERVED}.json"
+FETCHING: Final = ".fetching"
+WANTED: Final = "wanted.json"
+MAX_RECORD_BYTES: Final = 8 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a checked file looked like."""
+
+    sha256: str
+    size_bytes: int
+    changed_ns: int
+
+    @classmethod
+    def of(cls, path: Path, sha256: str) -> "Seen":
+        """Look at a file whose digest is known."""
+        status = path.stat()
+        return cls(sha256, status.st_size, status.st_mtime_ns)
+
+
+class Store:
+    """One volume."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._fetching = root / FETCHING
+
+    def parts(self, folder: str) -> Path:
+        """Where parts of a model's files lie."""
+        return self._made(self._fetching / folder / "parts")
+
+    def checked(self, folder: str) -> Path:
+        """Where a model's checked files lie until all are there."""
+        return self._made(self._fetching / folder / "files")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Work here alone. Raises Unavailable while another Job does."""
+        with (self._made(self._fetching) / "lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise Unavailable(
+                    f"Another Job works in {self._root}; this one is tried again when it ended."
+                ) from error
+            yield
+
+    def faults(self, folder: str, contents: Contents) -> list[str] | None:
+        """Return the names of published files that are not what they must be; None: no folder.
+
+        A file that looks as when it was checked is not read again; one that does not is.
+        """
+        record = read_record(self._root / folder)
+        if record is None:
+            return None
+        return [
+            name
+            for name, digest in contents.files.items()
+            if not self._is_good(self._root / folder / name, digest, record.get(name))
+        ]
+
+    def withdraw(self, folder: str, faults: Sequence[str]) -> None:
+        """Take a published folder back to be mended, without the named files."""
+        home = self._fetching / folder / "files"
+        shutil.rmtree(home, ignore_errors=True)
+        self._made(home.parent)
+        (self._root / folder).rename(home)
+        for name in (RECORD, *faults):
+            (home / name).unlink(missing_ok=True)
+
+    def publish(self, folder: str, contents: Contents) -> None:
+        """Put the checked files in their place, all at once, and forget the parts."""
+        home = self.checked(folder)
+        for path in sorted(home.rglob("*"), reverse=True):
+            if path.is_file() and str(path.relative_to(home)) not in contents.files:
+                path.unlink()
+        seen = {name: Seen.of(home / name, digest) for name, digest in contents.files.items()}
+        record = {name: [one.sha256, one.size_bytes, one.changed_ns] for name, one in seen.items()}
+        write_synced(home / RECORD, json.dumps(record))
+        shutil.rmtree(self._root / folder, ignore_errors=True)
+        home.rename(self._root / folder)
+        sync_folder(self._root)
+        shutil.rmtree(self._fetching / folder)
+
+    def begin(self, folder: str) -> Path:
+        """Return an empty folder in which another program makes what `adopt` publishes."""
+        shutil.rmtree(self._fetching / folder, ignore_errors=True)
+        return self.checked(folder)
+
+    def adopt(self, folder: str) -> bool:
+        """Publish what was made, hashed; where the folder is published already that one stays.
+
+        Returns whether it was published. Raises FailedPrecondition where nothing was made.
+        """
+        if read_record(self._root / folder) is not None:
+            shutil.rmtree(self._fetching / folder, ignore_errors=True)
+            return False
+        self.publish(folder, sums_of(self.checked(folder)))
+        return True
+
+    def prune(self, wanted: Sequence[str]) -> list[str]:
+        """Remove folders that neither this run nor the one before wants; returns their names."""
+        now, before = self._history()
+        if sorted(wanted) != now:
+            now, before = sorted(wanted), now
+        removed = [
+            path.name
+            for path in (*self._root.iterdir(), *self._fetching.iterdir())
+            if FOLDER.fullmatch(path.name) and path.name not in {*now, *before}
+            if path.parent == self._fetching or (path / RECORD).is_file()
+        ]
+        for name in removed:
+            shutil.rmtree(self._root / name, ignore_errors=True)
+            shutil.rmtree(self._fetching / name, ignore_errors=True)
+        write_synced(self._fetching / WANTED, json.dumps({"now": now, "before": before}))
+        return sorted(set(removed))
+
+    def _history(self) -> tuple[list[str], list[str]]:
+        try:
+            said = json.loads((self._fetching / WANTED).read_text("utf-8"))
+            return list(said["now"]), list(said["before"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return [], []
+
+    def _is_good(self, path: Path, digest: str, seen: Seen | None) -> bool:
+        if not path.is_file():
+            return False
+        if seen is not None and seen == Seen.of(path, digest):
+            return True
+        return hash_file(path).hexdigest() == digest
+
+    def _made(self, folder: Path) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+
+def read_record(folder: Path) -> Mapping[str, Seen] | None:
+    """Return what a published folder was checked to hold; None where it is not published."""
+    try:
+        with (folder / RECORD).open("rb") as file:
+            said = json.loads(file.read(MAX_RECORD_BYTES))
+        return {name: Seen(*fields) for name, fields in said.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+
+
+def write_synced(path: Path, text: str) -> None:
+    """Write a small file so that it is there after a power cut, or is as it was."""
+    draft = path.with_name(f"{path.name}.new")
+    with draft.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder last."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
