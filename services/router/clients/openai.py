@@ -38,6 +38,7 @@ MAX_MISSED_LOOKS: Final = 2
 """Looks in a row that may fail while an engine is merely slow."""
 MAX_KEY_BYTES: Final = 4096
 MAX_ERROR_BYTES: Final = 64 * 1024
+MAX_CAUSE_CHARS: Final = 200
 EVENT_STREAM: Final = "text/event-stream"
 
 logger = logging.getLogger(__name__)
@@ -154,7 +155,7 @@ class EndpointClient:
             ):
                 data = await _read(response, MAX_MODELS_BYTES)
         except (httpx2.HTTPError, TimeoutError) as error:
-            return f"It cannot be reached ({type(error).__name__})."
+            return f"It cannot be reached ({type(error).__name__}: {str(error)[:MAX_CAUSE_CHARS]})."
         except EngineMisfit as error:
             return error.message
         if response.status_code in (404, 405):

@@ -30,13 +30,16 @@ class EngineAnswer:
         self._is_refusal = False
         self._num_chars = 0
         self._num_events = 0
+        self._num_unexplained = 0
 
     def add(self, heard: Heard) -> None:
         """Take one event; Unavailable for an answer that is too long to be one."""
         self._num_chars += len(heard.text) + sum(len(part.arguments) for part in heard.calls)
         if self._num_chars > MAX_ANSWER_CHARS:
             raise Unavailable(f"The engine's answer has more than {MAX_ANSWER_CHARS} characters.")
-        self._num_events += bool(heard.text or heard.calls)
+        if heard.text or heard.calls:
+            self._num_events += 1
+            self._num_unexplained += not heard.tokens
         if heard.text:
             self._texts.append(heard.text)
         for part in heard.calls:
@@ -77,10 +80,10 @@ class EngineAnswer:
         self._settle_margins(transcript, usage.completion_tokens)
 
     def _settle_margins(self, transcript: Transcript, num_tokens: int) -> None:
-        """Take margins only where every token has one; some engines leave out the last, the end."""
+        """Take margins only where every token has one; the last, the end, may be left out."""
         margins = [token.margin for token in self._tokens if token.margin is not None]
         is_complete = len(margins) == len(self._tokens) and num_tokens - len(margins) in (0, 1)
-        if not margins or not is_complete:
+        if not margins or not is_complete or self._num_unexplained:
             transcript.gaps.add("margins")
             return
         transcript.logprobs = [token.logprob for token in self._tokens]
