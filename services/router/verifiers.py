@@ -35,11 +35,12 @@ def tool_calls(text: str) -> tuple[ToolCall, ...]:
 
 
 def _tool_call(name: object, arguments: object) -> ToolCall:
-    return ToolCall(
-        id=f"call_{secrets.token_hex(12)}",
-        name=str(name),
-        arguments_json=json.dumps(arguments, ensure_ascii=False, separators=(",", ":")),
-    )
+    text = json.dumps(arguments, ensure_ascii=False, separators=(",", ":"))
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair can only be sent as an escape
+        text = json.dumps(arguments, separators=(",", ":"))
+    return ToolCall(id=f"call_{secrets.token_hex(12)}", name=str(name), arguments_json=text)
 
 
 def _schema_verdict(plan: Plan, text: str) -> Verdict:

@@ -20,6 +20,7 @@ Body = Mapping[str, object]
 T = TypeVar("T")
 
 MAX_CALLS: Final = 16
+MAX_COUNT: Final = 2**31
 END: Final = b"[DONE]"
 
 
@@ -82,7 +83,7 @@ def _usage(usage: Body | None) -> Usage | None:
         _get(usage, "completion_tokens", int) or 0,  # OpenAI leaves out what is none
         _get(details, "cached_tokens", int) or 0,
     )
-    if counts[0] is None or min(counts[0], *counts[1:]) < 0:
+    if counts[0] is None or not all(0 <= count <= MAX_COUNT for count in counts if count):
         raise _garbled("usage")
     return Usage(counts[0], counts[1], min(counts[2], counts[0]))
 
@@ -134,9 +135,9 @@ def _margin(logprobs: Sequence[float]) -> float | None:
 
 def _number(value: object) -> float:
     """A log-probability: at most 0, up to rounding."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value < MAX_COUNT:
         raise _garbled("logprob")
-    return min(float(value), 0.0)
+    return min(float(max(value, -MAX_COUNT)), 0.0)
 
 
 def _get(body: Body, name: str, kind: type[T]) -> T | None:
@@ -145,7 +146,18 @@ def _get(body: Body, name: str, kind: type[T]) -> T | None:
         return None
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise _garbled(name)
+    if isinstance(value, str) and _is_half(value):
+        raise _garbled(name)
     return value
+
+
+def _is_half(text: str) -> bool:
+    """Whether a text holds half of a surrogate pair, which nobody could send on."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _garbled(name: str) -> Unavailable:

@@ -117,6 +117,8 @@ def test_tool_calls_are_read_only_when_complete() -> None:
     assert json.loads(call.arguments_json) == {"to": "Köln"}
     assert tool_calls('{"name":"go","argu') == ()
     assert tool_calls("[]") == ()
+    (call,) = tool_calls('{"name":"go","arguments":{"to":"\\ud83d"}}')
+    assert call.arguments_json == '{"to":"\\ud83d"}'
 
 
 @pytest.mark.parametrize("bound", ["NaN", "1e999", "9" * 400])
