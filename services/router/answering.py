@@ -72,7 +72,8 @@ class Answering:
         """Raise Aborted where a part was shown that nobody can continue: it came from an engine."""
         shown = self._replay.deltas
         is_native = self._company.stage.can_continue(path.pool)
-        if not shown or (is_native and (self._plan.is_held or self._replay.token_ids)):
+        has_tokens = path.is_trial or self._plan.is_held or bool(self._replay.token_ids)
+        if not shown or (is_native and has_tokens):
             return
         await self._journal(records.lost_record())
         raise Aborted(

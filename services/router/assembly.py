@@ -141,6 +141,8 @@ def _endpoints(
     def count(outcome: str) -> None:
         metrics.external.labels(pool, outcome).inc()
 
+    if external.key_file and any(url.startswith("http:") for url in external.urls):
+        logger.warning("A key is sent to engines over plain HTTP.", extra={"pool": pool})
     return [EndpointClient(url, how, count) for url in external.urls]
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -21,6 +20,7 @@ import httpx2
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, use_span
 
 from services.router.external.breaker import Breaker
+from services.router.external.credentials import read_key, trust
 from services.router.external.failures import failure
 from services.router.external.hearing import END, hear
 from services.router.external.models import MAX_MODELS_BYTES, read_context
@@ -36,7 +36,8 @@ AWAY_INTERVAL_S: Final = 0.5
 LOOK_TIMEOUT_S: Final = 5.0
 MAX_MISSED_LOOKS: Final = 2
 """Looks in a row that may fail while an engine is merely slow."""
-MAX_KEY_BYTES: Final = 4096
+HEARD_S: Final = 2 * LOOK_INTERVAL_S
+"""How long what an engine said counts as a sign of life."""
 MAX_ERROR_BYTES: Final = 64 * 1024
 MAX_CAUSE_CHARS: Final = 200
 EVENT_STREAM: Final = "text/event-stream"
@@ -76,11 +77,12 @@ class EndpointClient:
         self._breaker = Breaker(clock_s)
         self._is_seen = False
         self._told = ""
+        self._heard_s = clock_s() - HEARD_S
         self._key = ""
         self._busy_until_s = clock_s()
         self._client = httpx2.AsyncClient(
             base_url=url,
-            verify=_trust(url, settings.ca_file),
+            verify=trust(url, settings.ca_file),
             trust_env=False,
             timeout=httpx2.Timeout(settings.idle_timeout_s, connect=settings.connect_timeout_s),
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=32),
@@ -123,50 +125,61 @@ class EndpointClient:
 
     async def watch(self) -> None:
         """Keep the state fresh until cancelled, then close every connection."""
-        missed = 0
+        num_missed = 0
         try:
             while True:
-                problem = await self._look()
-                missed = missed + 1 if problem else 0
-                if not problem or missed >= MAX_MISSED_LOOKS or not self._is_seen:
-                    self._is_seen = not problem
-                    self._tell(problem)
+                try:
+                    await self._look()
+                except EngineMisfit as error:
+                    self._note(error)
+                except Unavailable as error:
+                    num_missed += 1
+                    if num_missed >= MAX_MISSED_LOOKS and not self._has_been_heard():
+                        self._note(error)
+                else:
+                    num_missed = 0
+                    self._note(None)
                 await asyncio.sleep(LOOK_INTERVAL_S if self._is_seen else AWAY_INTERVAL_S)
         finally:
             self._is_seen = False
             await self._client.aclose()
 
-    def _tell(self, problem: str) -> None:
-        """Log what changed, once."""
-        facts = {"pool": self._settings.pool, "worker": self.address}
-        if problem and problem != self._told:
-            logger.error("An external engine gets no requests.", extra={**facts, "cause": problem})
-        elif self._told and not problem:
-            logger.info("An external engine gets requests again.", extra=facts)
-        self._told = problem
+    def _has_been_heard(self) -> bool:
+        """Whether the engine spoke of late: one under load may be slow to list its models."""
+        return self._clock_s() - self._heard_s < HEARD_S
 
-    async def _look(self) -> str:
-        """Look whether the engine serves the model; return what is wrong, if anything is."""
+    def _note(self, problem: UnderstudyError | None) -> None:
+        """Take requests or not from here on; log what changed, once."""
+        told, self._told = self._told, problem.message if problem else ""
+        self._is_seen = problem is None
+        facts = {"pool": self._settings.pool, "worker": self.address}
+        if problem is not None and problem.message != told:
+            level = logging.ERROR if isinstance(problem, EngineMisfit) else logging.WARNING
+            cause = {"cause": problem.message}
+            logger.log(level, "An external engine gets no requests.", extra=facts | cause)
+        elif problem is None and told:
+            logger.info("An external engine gets requests again.", extra=facts)
+
+    async def _look(self) -> None:
+        """Look whether the engine serves the model; raises EngineMisfit or Unavailable."""
+        self._key = await asyncio.to_thread(read_key, self._settings.key_file)
         try:
-            self._key = await asyncio.to_thread(_read_key, self._settings.key_file)
             async with (
                 asyncio.timeout(LOOK_TIMEOUT_S),
                 self._client.stream("GET", "models", headers=self._headers()) as response,
             ):
                 data = await _read(response, MAX_MODELS_BYTES)
         except (httpx2.HTTPError, TimeoutError) as error:
-            return f"It cannot be reached ({type(error).__name__}: {str(error)[:MAX_CAUSE_CHARS]})."
-        except EngineMisfit as error:
-            return error.message
-        if response.status_code in (404, 405):
-            return ""  # a gateway without this list; requests will tell
-        if response.status_code != 200:
-            return failure(response.status_code, {}, b"", self._settings.pool).message
-        try:
-            self.max_context_tokens = read_context(data, self._settings.model)
-        except EngineMisfit as error:
-            return error.message
-        return ""
+            cause = f"{type(error).__name__}: {str(error)[:MAX_CAUSE_CHARS]}"
+            raise Unavailable(f"It cannot be reached ({cause}).") from error
+        status = response.status_code
+        if status in (404, 405):
+            return  # a gateway without this list; requests will tell
+        if status in (401, 403):
+            raise failure(status, {}, b"", self._settings.pool)
+        if status != 200:
+            raise Unavailable(f"Its list of models fails (HTTP {status}).")
+        self.max_context_tokens = read_context(data, self._settings.model)
 
     @asynccontextmanager
     async def _sent(self, question: Question, span: Span) -> AsyncIterator[httpx2.Response]:
@@ -211,6 +224,7 @@ class EndpointClient:
                         return
                     raise Unavailable("The engine ended its stream without saying why it finished.")
                 heard = hear(data, self._settings.pool)
+                self._heard_s = self._clock_s()
                 has_finished |= bool(heard.finish)
                 yield heard
         if not has_finished:
@@ -266,25 +280,3 @@ async def _read(response: httpx2.Response, max_bytes: int) -> bytes:
         if len(data) > max_bytes:
             break
     return data[: max_bytes + 1]
-
-
-def _trust(url: str, ca_file: Path | None) -> ssl.SSLContext | bool:
-    if not url.startswith("https:") or ca_file is None:
-        return True
-    return ssl.create_default_context(cafile=str(ca_file))
-
-
-def _read_key(path: Path | None) -> str:
-    """Read a key that fits a header; EngineMisfit names the file and never its content."""
-    if path is None:
-        return ""
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_KEY_BYTES + 1)
-        key = data.decode("ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        problem = f"The key file {path} cannot be read ({type(error).__name__})."
-        raise EngineMisfit(problem) from None  # a decoding error holds the key
-    if not key or len(data) > MAX_KEY_BYTES or not key.isprintable() or " " in key:
-        raise EngineMisfit(f"The key file {path} holds no key of one line.")
-    return key
