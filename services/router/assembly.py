@@ -16,7 +16,9 @@ from prometheus_client import CollectorRegistry
 from services.router.admission import Admission
 from services.router.clients.attention import WorkerClient
 from services.router.clients.controller import ControllerClient
+from services.router.clients.openai import EndpointClient, EndpointSettings
 from services.router.conductor import Conductor
+from services.router.external.pool import ExternalModel, ExternalPool
 from services.router.holding import Holding
 from services.router.http.app import Edge
 from services.router.http.server import HttpServer
@@ -24,6 +26,7 @@ from services.router.journal import Journal, connect
 from services.router.metrics import RouterMetrics
 from services.router.plans import Planner
 from services.router.policy import LLM, SLM
+from services.router.pool_settings import ExternalSettings
 from services.router.pools import Pool
 from services.router.reporting import Reporter
 from services.router.sealing import KEY_BYTES, Sealer
@@ -40,6 +43,8 @@ from understudy.serving import PLAINTEXT, HealthState, Transport, text_or_file
 from understudy.text.tokenizer import Tokenizer
 
 _READY_POLL_S = 0.05
+
+AnyPool = Pool | ExternalPool
 
 logger = logging.getLogger(__name__)
 
@@ -67,29 +72,20 @@ def build_router(
     transport: Transport = PLAINTEXT,
 ) -> Router:
     """Build a router; `health` turns ready once its pools have been seen."""
-    pools = {pool.name: Pool(pool.name) for pool in settings.parsed_pools()}
     tokenizer = _tokenizer(settings)
     metrics = RouterMetrics(registry)
+    pools, watches = _pools(settings, tokenizer, metrics, transport)
     holding = Holding(metrics)
     sealer = Sealer(_journal_key(settings))
     journal = Journal(connect(settings.control_redis), sealer, settings.journal_ttl_s)
     conductor = Conductor(
         _company(settings, pools, tokenizer, metrics, holding),
-        Planner(tokenizer, Compiler(tokenizer.source, eos_ids=tokenizer.eos_ids)),
+        Planner(tokenizer, _compiler(tokenizer)),
         journal,
         max_prompt_bytes=settings.max_prompt_bytes,
         request_timeout_s=settings.request_timeout_s,
     )
     edge = _edge(settings, conductor, health, transport)
-    connect_worker = partial(
-        WorkerClient,
-        vocabulary_digest=tokenizer.vocabulary_digest,
-        peer=transport.peer("attention"),
-    )
-    watches = [
-        PoolWatch(pools[pool.name], open_discovery(pool.workers), connect_worker).run
-        for pool in settings.parsed_pools()
-    ]
     tasks: list[Callable[[], Awaitable[None]]] = [
         *watches,
         journal.run,
@@ -104,10 +100,68 @@ def build_router(
     return Router(conductor, RouterServicer(conductor), edge, tasks)
 
 
+def _pools(
+    settings: RouterSettings,
+    tokenizer: Tokenizer | None,
+    metrics: RouterMetrics,
+    transport: Transport,
+) -> tuple[dict[str, AnyPool], list[Callable[[], Awaitable[None]]]]:
+    """Return the pools by name, and what keeps each of them fresh."""
+    pools: dict[str, AnyPool] = {}
+    watches: list[Callable[[], Awaitable[None]]] = []
+    for one in settings.parsed_pools():
+        if one.external is not None:
+            endpoints = _endpoints(one.name, one.external, metrics)
+            pools[one.name] = _external_pool(one.name, one.external, endpoints)
+            watches += [endpoint.watch for endpoint in endpoints]
+            continue
+        assert tokenizer is not None
+        connect_worker = partial(
+            WorkerClient,
+            vocabulary_digest=tokenizer.vocabulary_digest,
+            peer=transport.peer("attention"),
+        )
+        pools[one.name] = pool = Pool(one.name)
+        watches.append(PoolWatch(pool, open_discovery(one.workers), connect_worker).run)
+    return pools, watches
+
+
+def _endpoints(
+    pool: str, external: ExternalSettings, metrics: RouterMetrics
+) -> list[EndpointClient]:
+    how = EndpointSettings(
+        pool=pool,
+        model=external.model,
+        key_file=external.key_file,
+        ca_file=external.ca_file,
+        connect_timeout_s=external.connect_timeout_s,
+        idle_timeout_s=external.idle_timeout_s,
+    )
+
+    def count(outcome: str) -> None:
+        metrics.external.labels(pool, outcome).inc()
+
+    if external.key_file and any(url.startswith("http:") for url in external.urls):
+        logger.warning("A key is sent to engines over plain HTTP.", extra={"pool": pool})
+    return [EndpointClient(url, how, count) for url in external.urls]
+
+
+def _external_pool(
+    name: str, external: ExternalSettings, endpoints: Sequence[EndpointClient]
+) -> ExternalPool:
+    model = ExternalModel(
+        name=external.model,
+        position_parameters=external.position_parameters,
+        max_context_tokens=external.max_context_tokens,
+        wants_logprobs=external.logprobs,
+    )
+    return ExternalPool(name, model, endpoints)
+
+
 def _company(
     settings: RouterSettings,
-    pools: Mapping[str, Pool],
-    tokenizer: Tokenizer,
+    pools: Mapping[str, AnyPool],
+    tokenizer: Tokenizer | None,
     metrics: RouterMetrics,
     holding: Holding,
 ) -> Company:
@@ -136,7 +190,7 @@ def _controller(settings: RouterSettings, transport: Transport) -> ControllerCli
 
 
 async def announce(
-    pools: Mapping[str, Pool],
+    pools: Mapping[str, AnyPool],
     edge: HttpServer | None,
     health: HealthState,
     startup_patience_s: float,
@@ -180,7 +234,13 @@ def _edge(
     )
 
 
-def _tokenizer(settings: RouterSettings) -> Tokenizer:
+def _compiler(tokenizer: Tokenizer | None) -> Compiler | None:
+    return Compiler(tokenizer.source, eos_ids=tokenizer.eos_ids) if tokenizer else None
+
+
+def _tokenizer(settings: RouterSettings) -> Tokenizer | None:
+    if settings.tokenizer is None:
+        return None
     is_gguf = settings.tokenizer.suffix == ".gguf"
     read = Tokenizer.from_gguf if is_gguf else Tokenizer.from_file
     return read(settings.tokenizer)
