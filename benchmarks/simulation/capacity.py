@@ -5,6 +5,8 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
+from services.attention.filling import shared_budget
+
 DECODING: Final = (1, 8, 16)
 """Sequences that decode while steps are timed."""
 BUDGETS: Final = (16, 64, 192)
@@ -26,17 +28,23 @@ class WorkerModel:
     """Default of the attention worker's settings."""
     token_budget: int = 256
     """Likewise: positions of a step in which nobody decodes."""
-    mixed_token_budget: int = 64
-    """Likewise: positions of a step in which somebody does."""
+    mixed_token_budget: int = 8
+    """Likewise: least positions of a step in which somebody does."""
     kv_tokens: int = 131_072
     """Tokens whose KV fits at once."""
+
+    def budget(self, decoding: int, backlog: int) -> int:
+        """Return the positions of a step beside `backlog` prompt tokens, as the engine does."""
+        if not decoding:
+            return self.token_budget
+        return shared_budget(self.token_budget, self.mixed_token_budget, decoding, backlog)
 
     def step_s(self, prefill: float, decoding: int) -> float:
         """Return how long a step takes."""
         return self.fixed_s + prefill * self.prefill_s + decoding * self.decode_s
 
 
-MEASURED: Final = WorkerModel(fixed_s=0.069, prefill_s=0.0045, decode_s=0.011)
+MEASURED: Final = WorkerModel(fixed_s=0.0145, prefill_s=0.0037, decode_s=0.0051)
 """SmolLM2-135M (Q4_1) on one core of a shared cloud machine, 2026-11:
 `python -m benchmarks.autoscale --measure`. The simulation rests on the shape, fixed cost against
 prompt tokens against output tokens; the pace is this core's, and the objectives fit it."""

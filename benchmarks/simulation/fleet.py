@@ -117,7 +117,7 @@ class Fleet:
         self._start(now_s)
         while self._order:
             load, _, worker = heapq.heappop(self._order)
-            if worker.is_serving and load == worker.in_flight:
+            if worker.is_serving and load == worker.load:
                 worker.submit(served, now_s)
                 self._changed(worker, now_s)
                 return
@@ -141,7 +141,7 @@ class Fleet:
 
     def _offer(self, worker: Worker) -> None:
         self._count += 1
-        heapq.heappush(self._order, (worker.in_flight, self._count, worker))
+        heapq.heappush(self._order, (worker.load, self._count, worker))
 
     def _start(self, now_s: float) -> None:
         while self._starts and self._starts[0] <= now_s:
@@ -163,7 +163,7 @@ class Fleet:
             if self._starts:
                 self._starts.pop()
             else:
-                self._retire(min(self._serving, key=lambda worker: worker.in_flight))
+                self._retire(min(self._serving, key=lambda worker: worker.load))
         self._note(now_s)
 
     def _retire(self, worker: Worker) -> None:

@@ -19,8 +19,8 @@ from benchmarks.simulation.policies import (
 )
 from benchmarks.simulation.traces import Trace
 
-ATTAINMENT: Final = 0.95
-"""Share of requests within the objectives that a policy is tuned for."""
+ATTAINMENTS: Final = (0.95, 0.99)
+"""Shares of requests within the objectives that policies are tuned for, one after the other."""
 WARM_UP_S: Final = 300.0
 """Not scored: no policy can act before it has seen anything and a worker has started."""
 FIRST_S: Final = 120.0
@@ -80,23 +80,23 @@ def contenders(objectives: Objectives, setup: Setup) -> list[Contender]:
         Contender("fixed peak", {"replicas": sizes}, lambda at: Fixed(int(at["replicas"]))),
         Contender(
             "HPA, engine utilisation",
-            {"target": (0.5, 0.6, 0.7, 0.8, 0.9, 0.95), "down_window_s": windows},
+            {"target": (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), "down_window_s": windows},
             lambda at: Hpa(busy, at["target"], at["down_window_s"]),
         ),
         Contender(
             "HPA, sequences in flight",
-            {"target": (2, 3, 4, 6, 8, 12, 16, 24), "down_window_s": windows},
+            {"target": (1, 1.5, 2, 3, 4, 6, 8, 12, 16), "down_window_s": windows},
             lambda at: Hpa(in_flight, at["target"], at["down_window_s"]),
         ),
         Contender(
             "HPA, queue length",
-            {"target": (0.5, 1, 2, 3, 4, 8, 16), "down_window_s": windows},
+            {"target": (0.25, 0.35, 0.5, 0.7, 1, 1.5, 2, 3, 4, 8), "down_window_s": windows},
             lambda at: Hpa(queue, at["target"], at["down_window_s"]),
         ),
         Contender(
             "KEDA, saturation band",
             {
-                "low": (0.4, 0.55, 0.7, 0.85),
+                "low": (0.2, 0.3, 0.4, 0.55, 0.7, 0.85),
                 "band": (0.15, 0.3),
                 "down_window_s": windows,
             },
@@ -106,7 +106,7 @@ def contenders(objectives: Objectives, setup: Setup) -> list[Contender]:
         ),
         Contender(
             "Understudy",
-            {"utilisation": (0.65, 0.7, 0.75, 0.8, 0.85, 0.9), "trend": (0.0, 0.5)},
+            {"utilisation": (0.55, 0.6, 0.65, 0.7, 0.75, 0.8), "trend": (0.0, 0.5)},
             lambda at: understudy(objectives, setup.start_s, most, at),
         ),
     ]
@@ -124,24 +124,43 @@ def initial_size(trace: Trace, setup: Setup, objectives: Objectives) -> int:
     return min(max(math.ceil(work_s / FIRST_S / capacity / 0.7), 1), setup.max_replicas)
 
 
-def compare(
-    trace: Trace, setup: Setup, objectives: Objectives, points: Mapping[str, Point] | None = None
-) -> list[Result]:
-    """Tune every policy on the first half and score it on the second.
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """How every point of every policy's grid did on the first half of a trace."""
 
-    `points` of an earlier comparison are taken as they are, without tuning.
-    """
+    scores: Mapping[str, Sequence[tuple[Point, Score]]]
+
+    def points(self, attainment: float) -> dict[str, Point]:
+        """Return the cheapest points that meet the attainment; else those that come nearest."""
+        return {name: _cheapest(tried, attainment) for name, tried in self.scores.items()}
+
+
+def tune(trace: Trace, setup: Setup, objectives: Objectives) -> Tuning:
+    """Run the first half under every point of every grid."""
     setup = replace(setup, initial=initial_size(trace, setup, objectives))
+    half = trace.first_half()
+    end_s = half.requests[-1].at_s
+    return Tuning(
+        {
+            contender.name: [
+                (point, score(_run(contender, point, half, setup), objectives, WARM_UP_S, end_s))
+                for point in contender.points()
+            ]
+            for contender in contenders(objectives, setup)
+        }
+    )
+
+
+def compare(
+    trace: Trace, setup: Setup, objectives: Objectives, points: Mapping[str, Point]
+) -> list[Result]:
+    """Score every policy at its point on the second half of a trace."""
+    setup = replace(setup, initial=initial_size(trace, setup, objectives))
+    end_s = trace.requests[-1].at_s
     results: list[Result] = []
     for contender in contenders(objectives, setup):
-        if points is None:
-            point = _tuned(contender, trace, setup, objectives)
-        else:
-            point = points[contender.name]
-        policy = contender.make(point)
-        start = replace(setup, initial=policy.replicas) if isinstance(policy, Fixed) else setup
-        run = Fleet(start, policy).run(trace.requests)
-        end_s = trace.requests[-1].at_s
+        point = points[contender.name]
+        run = _run(contender, point, trace, setup)
         results.append(
             Result(
                 contender.name,
@@ -151,6 +170,19 @@ def compare(
             )
         )
     return results
+
+
+def _run(contender: Contender, point: Point, trace: Trace, setup: Setup) -> Run:
+    policy = contender.make(point)
+    start = replace(setup, initial=policy.replicas) if isinstance(policy, Fixed) else setup
+    return Fleet(start, policy).run(trace.requests)
+
+
+def _cheapest(tried: Sequence[tuple[Point, Score]], attainment: float) -> Point:
+    good = [one for one in tried if one[1].attainment >= attainment]
+    if good:
+        return min(good, key=lambda one: one[1].worker_hours)[0]
+    return max(tried, key=lambda one: one[1].attainment)[0]
 
 
 def score(run: Run, objectives: Objectives, from_s: float, to_s: float) -> Score:
@@ -169,19 +201,3 @@ def score(run: Run, objectives: Objectives, from_s: float, to_s: float) -> Score
         tail(((one.ttft_s, 1.0) for one in served), 0.99) or 0.0,
         tail(((one.tpot_s, 1.0) for one in served), 0.99) or 0.0,
     )
-
-
-def _tuned(contender: Contender, trace: Trace, setup: Setup, objectives: Objectives) -> Point:
-    """Return the cheapest point that meets the attainment on the first half, else the best."""
-    half = trace.first_half()
-    found: list[tuple[bool, float, Point]] = []
-    for point in contender.points():
-        policy = contender.make(point)
-        start = replace(setup, initial=policy.replicas) if isinstance(policy, Fixed) else setup
-        run = Fleet(start, policy).run(half.requests)
-        result = score(run, objectives, WARM_UP_S, half.requests[-1].at_s)
-        if result.attainment >= ATTAINMENT:
-            found.append((False, result.worker_hours, point))
-        else:
-            found.append((True, -result.attainment, point))
-    return min(found, key=lambda one: one[:2])[2]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from benchmarks.simulation.capacity import WorkerModel
 from benchmarks.simulation.traces import Request
+from services.router.placing import load_tokens
 
 NEVER = float("inf")
 
@@ -81,6 +82,7 @@ class Worker:
         """Steps so far."""
         self._count = 0
         self._kv = 0
+        self._unread = 0
         self._step_s = 0.0
         self._prefill = 0.0
 
@@ -93,6 +95,11 @@ class Worker:
     def in_flight(self) -> int:
         """Sequences running and waiting."""
         return self.running + len(self.waiting)
+
+    @property
+    def load(self) -> int:
+        """What the router takes for its load: prompts count until their first token comes."""
+        return load_tokens(self.in_flight, self._unread)
 
     @property
     def occupancy(self) -> float:
@@ -108,6 +115,7 @@ class Worker:
         """Take a request."""
         self.advance(now_s)
         self.waiting.append(served)
+        self._unread += served.request.prompt
         self._plan()
 
     def advance(self, now_s: float) -> None:
@@ -131,6 +139,7 @@ class Worker:
             served = self._prompts.popleft()
             served.first_s = now_s
             self.firsts.append(served.ttft_s)
+            self._unread -= served.request.prompt
             self._count += 1
             end = self._clock + served.request.output - 1
             heapq.heappush(self._decoding, (end, self._count, served))
@@ -159,8 +168,7 @@ class Worker:
         self.version += 1
         self._prefill = 0.0
         if self._prompts:
-            budget = model.mixed_token_budget if num_decoding else model.token_budget
-            self._prefill = float(max(budget - num_decoding, 1))
+            self._prefill = float(max(model.budget(num_decoding, self._unread) - num_decoding, 1))
         elif not num_decoding:
             self._step_s, self.next_s = 0.0, NEVER
             return

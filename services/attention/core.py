@@ -57,6 +57,7 @@ class EngineStats:
     step: int = 0
     num_running: int = 0
     num_waiting: int = 0
+    backlog_tokens: int = 0
     num_free_blocks: int = 0
     num_held_blocks: int = 0
     num_tenants: int = 0
@@ -109,6 +110,7 @@ class EngineCore:
             step=self._step,
             num_running=scheduler.num_running,
             num_waiting=scheduler.num_waiting,
+            backlog_tokens=scheduler.num_backlog_tokens,
             num_free_blocks=scheduler.blocks.num_free,
             num_held_blocks=scheduler.num_held_blocks,
             num_tenants=scheduler.num_tenants,

@@ -1,24 +1,39 @@
 """What one step computes, and what is left of its token budget. Plain bookkeeping."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
 from services.attention.sequence import Priority, Sequence, SequenceKey
 
 MIXED_GROWTH: Final = 2
+BACKLOG_STEPS: Final = 256
+"""Steps in which prompts that wait to be read are to be read."""
 
 
-def step_budget(whole: int, mixed: int, decoding: Iterable[Sequence]) -> int:
+def step_budget(
+    whole: int, mixed: int, decoding: Iterable[Sequence], backlog: Callable[[], int]
+) -> int:
     """Return how many positions a step computes at most.
 
-    While somebody reads an answer that is `mixed`, and never less than twice what decodes want: a
-    prompt then about doubles a step, and many decodes do not crowd each other out.
+    `backlog` counts the prompt tokens yet to be read; it is asked while somebody reads an answer.
     """
     live = [sequence for sequence in decoding if sequence.priority < Priority.BATCH]
     if not live:
         return whole
-    return min(whole, max(mixed, MIXED_GROWTH * sum(sequence.num_pending for sequence in live)))
+    num_pending = sum(sequence.num_pending for sequence in live)
+    return shared_budget(whole, mixed, num_pending, backlog())
+
+
+def shared_budget(whole: int, mixed: int, num_pending: int, num_backlog: int) -> int:
+    """Return the positions of a step that decodes `num_pending` tokens beside prompts.
+
+    `mixed`, and never less than twice what is decoded: a prompt then about doubles a step, and many
+    decodes do not crowd each other out. A backlog of many prompts gets more, as much as reads it in
+    `BACKLOG_STEPS`: the fixed cost of steps would otherwise let the queue grow for ever.
+    """
+    hurry = -(-num_backlog // BACKLOG_STEPS)
+    return min(whole, max(mixed, MIXED_GROWTH * num_pending, hurry))
 
 
 @dataclass(frozen=True, slots=True)

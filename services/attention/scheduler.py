@@ -172,7 +172,9 @@ class Scheduler:
     def schedule(self) -> list[ScheduledChunk]:
         """Return the chunks of the next step; every one has its blocks."""
         decoding = self._running(is_decoding=True)
-        budget = step_budget(self._token_budget, self._mixed_budget, decoding)
+        budget = step_budget(
+            self._token_budget, self._mixed_budget, decoding, self._num_unread_tokens
+        )
         plan = StepPlan(budget, self._batch_budget(budget))
         self._serve_stalled(plan, budget)
         for sequence in decoding:
@@ -238,6 +240,10 @@ class Scheduler:
             num_tokens = num_left if is_running else sequence.num_uncached
             if num_tokens:
                 yield Backlog(sequence.priority, sequence.tenant, num_tokens, is_running)
+
+    def _num_unread_tokens(self) -> int:
+        """Return the backlog without that of batch priority, which is in no hurry."""
+        return sum(one.num_tokens for one in self._backlog() if one.priority < Priority.BATCH)
 
     def _batch_budget(self, budget: int) -> int:
         live = (*self._residency.running, *self._residency.line)

@@ -98,6 +98,7 @@ class AttentionServicer(attention_pb2_grpc.AttentionServiceServicer):
             is_disaggregated=info.is_disaggregated,
             vocab_size=info.vocab_size,
             vocabulary_digest=info.vocabulary_digest,
+            backlog_tokens=info.backlog_tokens,
         )
 
     async def Drain(  # noqa: N802

@@ -40,8 +40,8 @@ class AttentionSettings:
     """Positions computed per step, at most: larger chunks of a prompt are computed faster."""
     mixed_token_budget: int = 8
     """Positions computed per step while answers run, at most, or twice as many as they decode where
-    that is more: bounds the time between their tokens while a prompt arrives.
-    `benchmarks.scheduling` measures what it costs and gains."""
+    that is more: bounds the time between their tokens while a prompt arrives. Where prompts queue
+    a step takes what reads them all in 256 steps. `benchmarks.scheduling` measures it."""
     batch_share: float = 0.25
     """Part of a step that sequences of batch priority get while others are live, (0, 1]: bounds
     how much longer they make a step. Alone they get all of it."""

@@ -46,6 +46,7 @@ class WorkerInfo:
     block_size: int
     num_running: int
     num_waiting: int
+    backlog_tokens: int
     is_disaggregated: bool
     vocab_size: int
     vocabulary_digest: bytes
@@ -144,6 +145,7 @@ class AttentionWorker:
             block_size=served.kv.block_size,
             num_running=stats.num_running,
             num_waiting=stats.num_waiting,
+            backlog_tokens=stats.backlog_tokens,
             is_disaggregated=self._settings.ffn == "remote",
             vocab_size=config.vocab_size,
             vocabulary_digest=served.vocabulary.digest,

@@ -2,7 +2,8 @@
 
 Owns the policy, grammars of requests, calibrators in use, API keys, admission and the journal.
 Serves `RouterService` over gRPC and an OpenAI-compatible HTTP edge beside it. Calls attention
-workers (one `Session` stream each), engines of external pools over HTTP, the control Redis (journal) and, while requests wait for a pool
+workers (one `Session` stream each), engines of external pools over HTTP, the control Redis
+(journal) and, while requests wait for a pool
 without workers, the controller, which wakes it.
 
 When an attention worker dies, its sequences continue elsewhere from their committed tokens; an

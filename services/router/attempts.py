@@ -63,6 +63,7 @@ class AttemptRun:
         self._job = job
         self._failed: set[str] = set()
         self._refusal: ResourceExhausted | None = None
+        self._unread_tokens = 0
         self._losing_since_s: float | None = None
         """When the first of the losses came that nothing was gained since."""
         self.transcript = Transcript(list(committed), time.monotonic())
@@ -149,7 +150,11 @@ class AttemptRun:
         info = self._pool.info
         root = self._job.kv_root(info.digest) if info is not None else b""
         tokens = self._job.plan.tokens
-        return self._pool.pick(tokens, root, self._job.adapter, self._failed)
+        pick = self._pool.pick(tokens, root, self._job.adapter, self._failed)
+        if pick is None:
+            return None
+        self._unread_tokens = pick.unread_tokens
+        return pick.worker
 
     async def _wait_for_room(self, refusal: ResourceExhausted) -> None:
         """Refuse a sequence when every worker is full; one that had begun waits and tries again."""
@@ -204,6 +209,7 @@ class AttemptRun:
             tenant=job.tenant,
             traceparent=job.traceparent,
             priority=job.priority,
+            unread_tokens=self._unread_tokens + len(self.transcript.ids),
         )
 
     def _lose(

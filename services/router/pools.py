@@ -1,28 +1,18 @@
-"""Pools of attention workers, and which worker takes a sequence.
-
-The pick is prefix-aware while the pool is balanced and load-aware when it is not: a long shared
-prefix is worth a short queue, never a long one. Pure data; connections live in `clients`.
-"""
+"""Pools of attention workers. Pure data; connections live in `clients`."""
 
 from __future__ import annotations
 
-import hashlib
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from typing import Final, Literal, NamedTuple, Protocol
 
 from services.router.answers import FinishReason
+from services.router.placing import PrefixMemory, load_tokens, pick_address, prefix_hashes
 from services.router.requests import Priority, Sampling
 from understudy.grammar import GrammarSource
 
-PREFIX_STRIDE: Final = 64
-"""Tokens between the points at which prefixes are remembered."""
-MAX_PREFIXES: Final = 4096
 PROVIDER: Final = "understudy"
 """Who runs the models of native pools, in the GenAI conventions."""
-MAX_IMBALANCE: Final = 4
-"""Sequences by which a worker may lead the least loaded one and still be picked for its prefix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +26,8 @@ class WorkerInfo:
     position_parameters: int
     num_running: int
     num_waiting: int
+    backlog_tokens: int = 0
+    """Prompt tokens that it still has to read for all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +45,8 @@ class Submission:
     tenant: str
     traceparent: str
     priority: Priority
+    unread_tokens: int = 0
+    """Prompt tokens that the worker will have to read, as far as its pool knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,50 +94,20 @@ class Worker(Protocol):
     def num_active(self) -> int:
         """Sequences of this router on it."""
 
+    @property
+    def unread_tokens(self) -> int:
+        """Prompt tokens that it has to read for those of them that no token came of yet."""
+
     def submit(self, submission: Submission) -> SequenceStream:
         """Start a sequence; failures come through the stream."""
 
 
-class PrefixMemory:
-    """Which worker lately saw which prompt prefixes; bounded, oldest forgotten first."""
+class Pick(NamedTuple):
+    """The worker for a prompt."""
 
-    def __init__(self, max_prefixes: int = MAX_PREFIXES) -> None:
-        self._max_prefixes = max_prefixes
-        self._worker_of: OrderedDict[bytes, str] = OrderedDict()
-
-    def remember(self, prefixes: Sequence[bytes], address: str) -> None:
-        """Note that a worker now holds these prefixes."""
-        for prefix in prefixes:
-            self._worker_of[prefix] = address
-            self._worker_of.move_to_end(prefix)
-        while len(self._worker_of) > self._max_prefixes:
-            self._worker_of.popitem(last=False)
-
-    def find(self, prefixes: Sequence[bytes]) -> str | None:
-        """Return the worker that holds the longest of these prefixes (shortest first)."""
-        return next(
-            (self._worker_of[prefix] for prefix in reversed(prefixes) if prefix in self._worker_of),
-            None,
-        )
-
-
-def prefix_hashes(root: bytes, adapter: str, tokens: Sequence[int]) -> list[bytes]:
-    """Return hashes of the prefixes at every stride, shortest first; tenants never share one."""
-    running = hashlib.sha256(root + adapter.encode() + b"\0")
-    hashes = []
-    for end in range(PREFIX_STRIDE, len(tokens) + 1, PREFIX_STRIDE):
-        chunk = tokens[end - PREFIX_STRIDE : end]
-        running.update(b"".join(token.to_bytes(4, "little") for token in chunk))
-        hashes.append(running.digest())
-    return hashes
-
-
-def pick_address(loads: Mapping[str, int], preferred: str | None) -> str:
-    """Pick from workers with their loads (sequences): the preferred one unless it leads by far."""
-    least = min(loads.values())
-    if preferred is not None and preferred in loads and loads[preferred] - least <= MAX_IMBALANCE:
-        return preferred
-    return min(loads, key=lambda address: (loads[address], address))
+    worker: Worker
+    unread_tokens: int
+    """Tokens of the prompt that it will have to read, as far as is known here."""
 
 
 class Pool:
@@ -173,7 +137,7 @@ class Pool:
 
     def pick(
         self, tokens: Sequence[int], root: bytes, adapter: str, avoided: Collection[str] = ()
-    ) -> Worker | None:
+    ) -> Pick | None:
         """Return the worker for a prompt, or None when no worker can be reached.
 
         `avoided` names workers that lately failed this request; they are the last resort.
@@ -185,12 +149,16 @@ class Pool:
         self._last_info = next(iter(reachable.values())).info
         prefixes = prefix_hashes(root, adapter, tokens)
         loads = {address: _load(worker) for address, worker in candidates.items()}
-        address = pick_address(loads, self._memory.find(prefixes))
+        known = self._memory.find(prefixes)
+        address = pick_address(loads, known)
         self._memory.remember(prefixes, address)
-        return candidates[address]
+        num_shared = known[1] if known is not None and known[0] == address else 0
+        return Pick(candidates[address], len(tokens) - num_shared)
 
 
 def _load(worker: Worker) -> int:
-    """Sequences on a worker: what it said of all routers, and at least what this one sent it."""
-    info = worker.info
-    return max(worker.num_active, info.num_running + info.num_waiting if info else 0)
+    """Tokens: what a worker said of all routers, and at least what this one sent it."""
+    own, info = load_tokens(worker.num_active, worker.unread_tokens), worker.info
+    if info is None:
+        return own
+    return max(own, load_tokens(info.num_running + info.num_waiting, info.backlog_tokens))

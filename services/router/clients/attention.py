@@ -44,9 +44,11 @@ _Item = Tokens | Ended | UnderstudyError
 class RemoteSequence:
     """A sequence on a worker; satisfies `pools.SequenceStream`."""
 
-    def __init__(self, session: Session, sequence_id: int) -> None:
+    def __init__(self, session: Session, sequence_id: int, unread_tokens: int) -> None:
         self._session = session
         self._sequence_id = sequence_id
+        self.unread_tokens = unread_tokens
+        """Prompt tokens that the worker has to read; 0 from the first token on."""
         # Bounded by the sequence's max_tokens: a worker sends at most one item per token.
         self.mailbox: asyncio.Queue[_Item] = asyncio.Queue()
 
@@ -83,12 +85,19 @@ class Session:
         """Sequences that have not ended."""
         return len(self._sequences)
 
+    @property
+    def unread_tokens(self) -> int:
+        """Prompt tokens of sequences that no token came of yet."""
+        return sum(sequence.unread_tokens for sequence in self._sequences.values())
+
     def submit(self, submission: Submission) -> RemoteSequence:
         """Start a sequence."""
         sequence_id = self._next_id
         self._next_id += 1
         submit = to_submit(sequence_id, submission)
-        sequence = self._sequences[sequence_id] = RemoteSequence(self, sequence_id)
+        sequence = self._sequences[sequence_id] = RemoteSequence(
+            self, sequence_id, submission.unread_tokens
+        )
         self._idle.clear()
         self._commands.put_nowait(attention_pb2.SessionRequest(submit=submit))
         return sequence
@@ -140,6 +149,7 @@ class Session:
     def _deliver(self, response: attention_pb2.SessionResponse) -> None:
         for tokens in response.tokens:
             if (sequence := self._sequences.get(tokens.sequence_id)) is not None:
+                sequence.unread_tokens = 0
                 sequence.mailbox.put_nowait(to_tokens(tokens))
         for finished in response.finished:
             if (sequence := self._drop(finished.sequence_id)) is not None:
@@ -169,6 +179,11 @@ class WorkerClient:
     def num_active(self) -> int:
         """Sequences of this router on the worker."""
         return self._session.num_active if self._session else 0
+
+    @property
+    def unread_tokens(self) -> int:
+        """Prompt tokens of this router's sequences that no token came of yet."""
+        return self._session.unread_tokens if self._session else 0
 
     def submit(self, submission: Submission) -> RemoteSequence:
         """Start a sequence; failures come through its stream."""
@@ -275,4 +290,5 @@ def to_info(response: attention_pb2.InfoResponse) -> WorkerInfo:
         position_parameters=max(response.position_parameters, 1),
         num_running=response.num_running,
         num_waiting=response.num_waiting,
+        backlog_tokens=response.backlog_tokens,
     )

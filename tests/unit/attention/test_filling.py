@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from services.attention.filling import StepPlan
+from services.attention.filling import BACKLOG_STEPS, StepPlan, shared_budget
 from services.attention.sequence import Priority, Sequence
 from tests.unit.attention.parts import submission
 
@@ -34,3 +34,22 @@ def test_withdrawn_chunk_gives_its_tokens_back():
     assert first not in plan
     assert [chunk.sequence for chunk in plan.chunks] == [second]
     assert (plan.room(Priority.BATCH), plan.room(Priority.STANDARD)) == (4, 5)
+
+
+def test_a_prompt_about_doubles_a_step_that_decodes():
+    assert shared_budget(256, 8, 1, 2000) == 8
+    assert shared_budget(256, 8, 20, 2000) == 40
+
+
+def test_prompts_that_queue_are_read_within_the_steps_promised():
+    backlog = 100 * BACKLOG_STEPS
+    assert shared_budget(256, 8, 1, backlog) == 100
+    steps = 0
+    while backlog > 0:
+        backlog -= shared_budget(256, 8, 0, 100 * BACKLOG_STEPS)
+        steps += 1
+    assert steps == BACKLOG_STEPS
+
+
+def test_no_backlog_makes_a_step_larger_than_the_whole_budget():
+    assert shared_budget(256, 8, 4, 10**9) == 256

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from benchmarks.simulation.capacity import WorkerModel
 from benchmarks.simulation.fleet import TICK_S, Fleet, Run, Setup, View, tail
 from benchmarks.simulation.policies import Hpa, Objectives, Saturation, busy
-from benchmarks.simulation.scoring import compare, score
+from benchmarks.simulation.scoring import compare, score, tune
 from benchmarks.simulation.traces import Request, Trace, diurnal, read_trace, times
 from benchmarks.simulation.workers import Served, Window, Worker
 
@@ -160,16 +160,14 @@ def test_traces_are_read_sorted_scaled_and_thinned(tmp_path):
 
 def test_a_comparison_tunes_on_the_first_half_and_scores_the_second():
     requests = tuple(Request(at_s * 1.5, 60, 20) for at_s in range(800))
-    objectives = Objectives(3.0, 0.01, 0.3)
-    results = compare(
-        Trace("steady", requests), Setup(MODEL, start_s=30.0, max_replicas=10), objectives
-    )
+    steady, objectives = Trace("steady", requests), Objectives(3.0, 0.01, 0.3)
+    setup = Setup(MODEL, start_s=30.0, max_replicas=10)
+    tuning = tune(steady, setup, objectives)
+    results = compare(steady, setup, objectives, tuning.points(0.95))
     names = [one.policy for one in results]
     assert names[0] == "fixed peak"
     assert names[-1] == "Understudy"
     assert len(set(names)) == 6
-    points = {one.policy: one.point for one in results}
-    again = compare(
-        Trace("steady", requests), Setup(MODEL, start_s=30.0, max_replicas=10), objectives, points
-    )
-    assert again == results
+    assert compare(steady, setup, objectives, tuning.points(0.95)) == results
+    stricter = tuning.points(1.0)
+    assert stricter["fixed peak"]["replicas"] >= tuning.points(0.1)["fixed peak"]["replicas"]

@@ -5,18 +5,32 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
 
 from services.router.clients.attention import Session, WorkerClient
 from services.router.pools import Submission
+from services.router.requests import Sampling
 from understudy.api.attention.v1 import attention_pb2
 from understudy.errors import Unavailable
 from understudy.testing.fake_attention import FakeAttention
 from understudy.testing.tiny_tokenizer import tiny_tokenizer
 
-SUBMISSION = cast("Submission", object())
+SUBMISSION = Submission(
+    tokens=(1, 2, 3),
+    num_committed=0,
+    sampling=Sampling(),
+    max_tokens=4,
+    grammar=None,
+    adapter="",
+    time_left_s=10.0,
+    kv_root=b"",
+    tenant="t",
+    traceparent="",
+    priority="standard",
+)
 TO_SUBMIT = "services.router.clients.attention.to_submit"
 
 
@@ -69,6 +83,24 @@ async def test_a_submission_that_cannot_be_told_leaves_no_phantom_on_the_session
     assert session.num_active == 1
     await session.aclose()
     assert session.num_active == 0
+
+
+async def test_a_prompt_is_unread_until_its_first_token_or_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(TO_SUBMIT, told)
+    stub = FakeStub()
+    session = Session(cast("Any", stub))
+    first, second = (session.submit(replace(SUBMISSION, unread_tokens=n)) for n in (100, 30))
+    assert session.unread_tokens == 130
+    tokens = attention_pb2.SequenceTokens(sequence_id=1, token_ids=[5])
+    stub.call.responses.put_nowait(attention_pb2.SessionResponse(tokens=[tokens]))
+    async with asyncio.timeout(10):
+        await anext(aiter(first))
+    assert session.unread_tokens == 30
+    second.cancel()
+    assert session.unread_tokens == 0
+    await session.aclose()
 
 
 async def test_a_session_that_is_closed_before_it_was_read_ends_its_sequences(

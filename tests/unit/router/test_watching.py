@@ -28,6 +28,7 @@ class FakeDiscovery:
 class FakeWorker:
     info: WorkerInfo | None = None
     num_active = 0
+    unread_tokens = 0
 
     def __init__(self, address: str) -> None:
         self.address = address

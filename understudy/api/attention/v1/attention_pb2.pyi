@@ -346,6 +346,7 @@ class InfoResponse(_message.Message):
     IS_DISAGGREGATED_FIELD_NUMBER: _builtins.int
     VOCAB_SIZE_FIELD_NUMBER: _builtins.int
     VOCABULARY_DIGEST_FIELD_NUMBER: _builtins.int
+    BACKLOG_TOKENS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Model version, such as "smollm2-135m-instruct@91d4"."""
     digest: _builtins.bytes
@@ -372,6 +373,8 @@ class InfoResponse(_message.Message):
     """SHA-256 over the texts of all token ids: a router serves only workers whose ids mean what its
     own tokenizer's mean.
     """
+    backlog_tokens: _builtins.int
+    """Prompt tokens that live sequences still have to have computed."""
     @_builtins.property
     def adapters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Adapters that Submit may name."""
@@ -392,10 +395,11 @@ class InfoResponse(_message.Message):
         is_disaggregated: _builtins.bool = ...,
         vocab_size: _builtins.int = ...,
         vocabulary_digest: _builtins.bytes = ...,
+        backlog_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "block_size_tokens", b"block_size_tokens", "digest", b"digest", "is_disaggregated", b"is_disaggregated", "max_context_tokens", b"max_context_tokens", "model", b"model", "num_blocks", b"num_blocks", "num_free_blocks", b"num_free_blocks", "num_running", b"num_running", "num_waiting", b"num_waiting", "position_parameters", b"position_parameters", "vocab_size", b"vocab_size", "vocabulary_digest", b"vocabulary_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "backlog_tokens", b"backlog_tokens", "block_size_tokens", b"block_size_tokens", "digest", b"digest", "is_disaggregated", b"is_disaggregated", "max_context_tokens", b"max_context_tokens", "model", b"model", "num_blocks", b"num_blocks", "num_free_blocks", b"num_free_blocks", "num_running", b"num_running", "num_waiting", b"num_waiting", "position_parameters", b"position_parameters", "vocab_size", b"vocab_size", "vocabulary_digest", b"vocabulary_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
