@@ -35,7 +35,10 @@ class Target:
 TARGETS: Final = (
     Target(
         "router",
-        ("services.router", "services.kvstore", "services.controller"),
+        (
+            *("services.router", "services.kvstore", "services.controller"),
+            "services.router.calibrate",
+        ),
         extras=("service",),
     ),
     Target(
