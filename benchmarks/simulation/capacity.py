@@ -44,7 +44,7 @@ class WorkerModel:
         return self.fixed_s + prefill * self.prefill_s + decoding * self.decode_s
 
 
-MEASURED: Final = WorkerModel(fixed_s=0.0145, prefill_s=0.0037, decode_s=0.0051)
+MEASURED: Final = WorkerModel(fixed_s=0.0115, prefill_s=0.0029, decode_s=0.0035)
 """SmolLM2-135M (Q4_1) on one core of a shared cloud machine, 2026-11:
 `python -m benchmarks.autoscale --measure`. The simulation rests on the shape, fixed cost against
 prompt tokens against output tokens; the pace is this core's, and the objectives fit it."""

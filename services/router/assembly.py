@@ -9,16 +9,13 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from prometheus_client import CollectorRegistry
 
 from services.router.admission import Admission
-from services.router.clients.attention import WorkerClient
+from services.router.casting import AnyPool, build_pools, make_compiler, read_tokenizer
 from services.router.clients.controller import ControllerClient
-from services.router.clients.openai import EndpointClient, EndpointSettings
 from services.router.conductor import Conductor
-from services.router.external.pool import ExternalModel, ExternalPool
 from services.router.holding import Holding
 from services.router.http.app import Edge
 from services.router.http.server import HttpServer
@@ -26,8 +23,6 @@ from services.router.journal import Journal, connect
 from services.router.metrics import RouterMetrics
 from services.router.plans import Planner
 from services.router.policy import LLM, SLM
-from services.router.pool_settings import ExternalSettings
-from services.router.pools import Pool
 from services.router.reporting import Reporter
 from services.router.sealing import KEY_BYTES, Sealer
 from services.router.servicer import RouterServicer
@@ -35,16 +30,11 @@ from services.router.settings import RouterSettings
 from services.router.stage import Stage
 from services.router.tenants import Tenants
 from services.router.tries import Company
-from services.router.watching import PoolWatch
-from understudy.discovery import open_discovery
-from understudy.grammar import Compiler
 from understudy.registry import Version, read_version
 from understudy.serving import PLAINTEXT, HealthState, Transport, text_or_file
 from understudy.text.tokenizer import Tokenizer
 
 _READY_POLL_S = 0.05
-
-AnyPool = Pool | ExternalPool
 
 logger = logging.getLogger(__name__)
 
@@ -72,15 +62,15 @@ def build_router(
     transport: Transport = PLAINTEXT,
 ) -> Router:
     """Build a router; `health` turns ready once its pools have been seen."""
-    tokenizer = _tokenizer(settings)
+    tokenizer = read_tokenizer(settings.tokenizer)
     metrics = RouterMetrics(registry)
-    pools, watches = _pools(settings, tokenizer, metrics, transport)
+    pools, watches = build_pools(settings.parsed_pools(), tokenizer, metrics, transport)
     holding = Holding(metrics)
     sealer = Sealer(_journal_key(settings))
     journal = Journal(connect(settings.control_redis), sealer, settings.journal_ttl_s)
     conductor = Conductor(
         _company(settings, pools, tokenizer, metrics, holding),
-        Planner(tokenizer, _compiler(tokenizer)),
+        Planner(tokenizer, make_compiler(tokenizer)),
         journal,
         max_prompt_bytes=settings.max_prompt_bytes,
         request_timeout_s=settings.request_timeout_s,
@@ -98,64 +88,6 @@ def build_router(
     if edge is not None:
         tasks.append(edge.run)
     return Router(conductor, RouterServicer(conductor), edge, tasks)
-
-
-def _pools(
-    settings: RouterSettings,
-    tokenizer: Tokenizer | None,
-    metrics: RouterMetrics,
-    transport: Transport,
-) -> tuple[dict[str, AnyPool], list[Callable[[], Awaitable[None]]]]:
-    """Return the pools by name, and what keeps each of them fresh."""
-    pools: dict[str, AnyPool] = {}
-    watches: list[Callable[[], Awaitable[None]]] = []
-    for one in settings.parsed_pools():
-        if one.external is not None:
-            endpoints = _endpoints(one.name, one.external, metrics)
-            pools[one.name] = _external_pool(one.name, one.external, endpoints)
-            watches += [endpoint.watch for endpoint in endpoints]
-            continue
-        assert tokenizer is not None
-        connect_worker = partial(
-            WorkerClient,
-            vocabulary_digest=tokenizer.vocabulary_digest,
-            peer=transport.peer("attention"),
-        )
-        pools[one.name] = pool = Pool(one.name)
-        watches.append(PoolWatch(pool, open_discovery(one.workers), connect_worker).run)
-    return pools, watches
-
-
-def _endpoints(
-    pool: str, external: ExternalSettings, metrics: RouterMetrics
-) -> list[EndpointClient]:
-    how = EndpointSettings(
-        pool=pool,
-        model=external.model,
-        key_file=external.key_file,
-        ca_file=external.ca_file,
-        connect_timeout_s=external.connect_timeout_s,
-        idle_timeout_s=external.idle_timeout_s,
-    )
-
-    def count(outcome: str) -> None:
-        metrics.external.labels(pool, outcome).inc()
-
-    if external.key_file and any(url.startswith("http:") for url in external.urls):
-        logger.warning("A key is sent to engines over plain HTTP.", extra={"pool": pool})
-    return [EndpointClient(url, how, count) for url in external.urls]
-
-
-def _external_pool(
-    name: str, external: ExternalSettings, endpoints: Sequence[EndpointClient]
-) -> ExternalPool:
-    model = ExternalModel(
-        name=external.model,
-        position_parameters=external.position_parameters,
-        max_context_tokens=external.max_context_tokens,
-        wants_logprobs=external.logprobs,
-    )
-    return ExternalPool(name, model, endpoints)
 
 
 def _company(
@@ -232,18 +164,6 @@ def _edge(
         max_concurrency=settings.max_requests,
         identity=transport.public,
     )
-
-
-def _compiler(tokenizer: Tokenizer | None) -> Compiler | None:
-    return Compiler(tokenizer.source, eos_ids=tokenizer.eos_ids) if tokenizer else None
-
-
-def _tokenizer(settings: RouterSettings) -> Tokenizer | None:
-    if settings.tokenizer is None:
-        return None
-    is_gguf = settings.tokenizer.suffix == ".gguf"
-    read = Tokenizer.from_gguf if is_gguf else Tokenizer.from_file
-    return read(settings.tokenizer)
 
 
 def _version(settings: RouterSettings) -> Version | None:

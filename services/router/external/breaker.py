@@ -1,4 +1,4 @@
-"""When an endpoint that fails is left alone: pure arithmetic over an injected clock."""
+"""When what fails again and again is left alone: pure arithmetic over an injected clock."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 MAX_FAILURES: Final = 3
-"""Failures in a row after which an endpoint rests."""
+"""Failures in a row before the first rest."""
 FIRST_REST_S: Final = 1.0
 LONGEST_REST_S: Final = 30.0
 

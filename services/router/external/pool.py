@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import time
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from services.router.external.asking import Asking
+from services.router.external.breaker import Breaker
 from services.router.external.port import Endpoint
 from services.router.pools import WorkerInfo
 
@@ -31,16 +33,34 @@ class ExternalPool:
     provider: Final = PROVIDER
     evidence: Final[Literal["native", "openai"]] = "openai"
 
-    def __init__(self, name: str, model: ExternalModel, endpoints: Sequence[Endpoint]) -> None:
+    def __init__(
+        self,
+        name: str,
+        model: ExternalModel,
+        endpoints: Sequence[Endpoint],
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.name = name
+        self._margins = Breaker(clock_s)
         self.asking = Asking(model.name, model.wants_logprobs)
         self._model = model
         self._endpoints = tuple(endpoints)
 
     @property
     def gives_margins(self) -> bool:
-        """Whether attempts are asked for what a calibrator needs."""
-        return self._model.wants_logprobs
+        """Whether attempts may bring what a calibrator needs.
+
+        An SLM that is asked for nothing costs twice: after three answers in a row without margins
+        it is let alone, as an endpoint that fails is.
+        """
+        return self._model.wants_logprobs and not self._margins.is_resting
+
+    def note_margins(self, *, has_all: bool) -> None:
+        """Learn whether an answer had a margin for each of its tokens."""
+        if has_all:
+            self._margins.succeed()
+        else:
+            self._margins.fail()
 
     @property
     def info(self) -> WorkerInfo:

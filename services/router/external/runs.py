@@ -109,6 +109,7 @@ class ExternalRun:
 
     def _end(self, answer: EngineAnswer) -> str:
         answer.settle(self.transcript, len(self._job.plan.tokens))
+        self._pool.note_margins(has_all="margins" not in self.transcript.gaps)
         return answer.text
 
     async def _endpoint(self) -> Endpoint:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from services.router.external import breaker
 from tests.contract.router.conftest import SLM_DIGEST, SLM_VERSION, calibrator
 from tests.contract.router.external import external, native, start
 from tests.contract.router.parts import answer, chat, snips
@@ -126,3 +127,17 @@ async def test_an_slm_engine_answers_when_it_is_asked_by_name(town: Any) -> None
     assert end.decision.attempts[0].confidence == pytest.approx(0.9)
     _, end = await answer(house, chat())
     assert end.decision.pool == "llm"
+
+
+async def test_an_engine_that_gives_no_margins_is_let_alone_for_a_while(
+    town: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(breaker, "FIRST_REST_S", 60.0)
+    monkeypatch.setattr(breaker, "LONGEST_REST_S", 60.0)
+    engine = FakeEngine(lambda _: called(None, None, None))
+    house = await open_slm(town, engine)
+    for _ in range(5):
+        _, end = await answer(house, snips())
+        assert end.decision.reason == REASON.REASON_NO_CALIBRATOR
+    assert len(engine.asked) == 3
+    assert house.metric("attempt_gaps_total", pool="slm", gap="margins") == 3
