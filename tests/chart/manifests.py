@@ -90,7 +90,11 @@ def service_containers(manifests: Sequence[Manifest]) -> Iterator[Manifest]:
     """Yield the containers that run one of our services."""
     for workload in workloads(manifests):
         for container in containers_of(pod_of(workload)):
-            if container["command"][:3] == ["python", "-m", f"services.{container['name']}"]:
+            if container.get("command", [])[:3] == [
+                "python",
+                "-m",
+                f"services.{container['name']}",
+            ]:
                 yield container
 
 

@@ -33,7 +33,9 @@ RESTRICTED: Final = {
 WITHOUT_OPERATOR: Final = (
     "--set=telemetry.podMonitors.enabled=false",
     "--set=telemetry.rules.enabled=false",
+    "--set-json=router.gateway.parentRefs=[]",
 )
+"""Kinds that a cluster without operators and Gateways does not know."""
 
 
 @dataclass(frozen=True)

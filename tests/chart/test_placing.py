@@ -6,7 +6,15 @@ import pytest
 
 from tests.chart.manifests import Helm, Manifest, named, pod_of, workloads
 
-SINGLES: Final = {"collector", "controller", "distiller", "redis-kv", "redis-control"}
+SINGLES: Final = {
+    "collector",
+    "jaeger",
+    "prometheus",
+    "controller",
+    "distiller",
+    "redis-kv",
+    "redis-control",
+}
 
 
 def _component(workload: Manifest) -> str:

@@ -159,6 +159,11 @@ def test_one_collector_decides_so_that_it_sees_whole_traces(watched: list[Manife
     ("values", "sentence"),
     [
         ({"telemetry.collector.enabled": True}, "telemetry.collector.exportEndpoint is empty"),
+        ({**EXPORT, "telemetry.jaeger.enabled": True}, "both say where kept traces go"),
+        (
+            {"telemetry.jaeger.enabled": True, "serving.otlpEndpoint": "http://b:4317"},
+            "both say where traces go",
+        ),
         ({**EXPORT, "serving.otlpEndpoint": "http://b:4317"}, "both say where traces go"),
     ],
 )

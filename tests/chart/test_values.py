@@ -34,6 +34,12 @@ TYPOS: Final = (
     "experts.triton.image",
     "router.priorityClass",
     "networkPolicy.caller",
+    "router.tls.secret",
+    "router.gateway.parents",
+    "telemetry.jaeger.enable",
+    "telemetry.prometheus.retain",
+    "weights.volume.sise",
+    "weights.model",
 )
 WRONG: Final[tuple[tuple[str, object], ...]] = (
     ("router.replicas", "two"),
@@ -210,9 +216,46 @@ TRITON: Final[Mapping[str, object]] = {
     "experts.triton.job.deadlineS": 2503,
     "experts.triton.job.resources": {"requests": {"cpu": "marker45"}},
 }
+EDGE: Final[Mapping[str, object]] = {
+    "router.tls.secretName": "marker46",
+    "router.gateway.parentRefs": [{"name": "marker47"}],
+    "router.gateway.hostnames": ["marker48"],
+    "telemetry.jaeger.enabled": True,
+    "telemetry.jaeger.image.repository": "marker49",
+    "telemetry.jaeger.image.tag": "marker50",
+    "telemetry.jaeger.resources": {"requests": {"cpu": "marker51"}},
+    "telemetry.jaeger.nodeSelector": {"marker52": "true"},
+    "telemetry.jaeger.tolerations": [{"key": "marker53"}],
+    "telemetry.jaeger.priorityClassName": "marker54",
+    "telemetry.prometheus.enabled": True,
+    "telemetry.prometheus.image.repository": "marker55",
+    "telemetry.prometheus.image.tag": "marker56",
+    "telemetry.prometheus.retention": "2521h",
+    "telemetry.prometheus.retentionMib": 2531,
+    "telemetry.prometheus.resources": {"requests": {"cpu": "marker57"}},
+    "telemetry.prometheus.nodeSelector": {"marker58": "true"},
+    "telemetry.prometheus.tolerations": [{"key": "marker59"}],
+    "telemetry.prometheus.priorityClassName": "marker60",
+}
+DIGESTS: Final[Mapping[str, object]] = {
+    "telemetry.jaeger.enabled": True,
+    "telemetry.jaeger.image.digest": f"sha256:{'8' * 64}",
+    "telemetry.prometheus.enabled": True,
+    "telemetry.prometheus.image.digest": f"sha256:{'9' * 64}",
+}
 INSIDE_CERTIFICATES: Final = ("tls.chart.authorityDays", "tls.chart.days", "tls.chart.replace")
 """What test_tls.py and test_api_server.py look for."""
-SETS: Final = (BUILT_IN, EXTERNAL, URLS, CONTROL_SECRET, CERTIFICATES, FETCHED, TRITON)
+SETS: Final = (
+    BUILT_IN,
+    EXTERNAL,
+    URLS,
+    CONTROL_SECRET,
+    CERTIFICATES,
+    FETCHED,
+    TRITON,
+    EDGE,
+    DIGESTS,
+)
 SPECIAL: Final = frozenset({*INSIDE_CERTIFICATES, *COLLECTOR, "pools"}.union(*SETS))
 
 
@@ -263,7 +306,7 @@ def test_every_value_reaches_a_manifest(helm: Helm) -> None:
     pools = [{"name": "llm", "modelName": "m", "model": "m", "ffn": "remote"}]
     collector = {path: markers.pop(path) for path in tuple(markers) if "collector." in path}
     built_in = {**markers, **BUILT_IN, "pools": pools}
-    others = (EXTERNAL, URLS, CONTROL_SECRET, CERTIFICATES, FETCHED, TRITON)
+    others = (EXTERNAL, URLS, CONTROL_SECRET, CERTIFICATES, FETCHED, TRITON, EDGE, DIGESTS)
     sets = (built_in, {**collector, **COLLECTOR}, *others)
     for values in sets:
         text = json.dumps(helm.render(values=values))

@@ -74,13 +74,29 @@ callers reach every worker. Takes root, pool, part and replicas. */}}
 
 {{/* Where services send traces: the chart's collector, one of yours, or nowhere. */}}
 {{- define "understudy.otlpEndpoint" -}}
-{{- if not .Values.telemetry.collector.enabled -}}
+{{- $receiver := include "understudy.spansGoTo" . -}}
+{{- if not $receiver -}}
 {{- .Values.serving.otlpEndpoint -}}
 {{- else if .Values.serving.otlpEndpoint -}}
-{{- fail "serving.otlpEndpoint and telemetry.collector.enabled both say where traces go: leave one out, or hand the collector's traces on with telemetry.collector.exportEndpoint" -}}
+{{- fail (printf "serving.otlpEndpoint and telemetry.%s.enabled both say where traces go: leave one out, or hand the collector's traces on with telemetry.collector.exportEndpoint" $receiver) -}}
 {{- else -}}
-{{- printf "http://%s-collector:%s" (include "understudy.fullname" .) (include "understudy.otlpPort" .) -}}
+{{- printf "http://%s-%s:%s" (include "understudy.fullname" .) $receiver (include "understudy.otlpPort" .) -}}
 {{- end -}}
+{{- end -}}
+
+{{/* Component of the release that services send spans to: its collector, its Jaeger, or none. */}}
+{{- define "understudy.spansGoTo" -}}
+{{- if .Values.telemetry.collector.enabled }}collector{{ else if .Values.telemetry.jaeger.enabled }}jaeger{{ end -}}
+{{- end -}}
+
+{{/* Where the collector sends what it keeps. */}}
+{{- define "understudy.keptTracesGoTo" -}}
+{{- $telemetry := .Values.telemetry -}}
+{{- if and $telemetry.jaeger.enabled $telemetry.collector.exportEndpoint -}}
+{{- fail "telemetry.jaeger.enabled and telemetry.collector.exportEndpoint both say where kept traces go: leave one out" -}}
+{{- end -}}
+{{- $jaeger := printf "%s-jaeger:%s" (include "understudy.fullname" .) (include "understudy.otlpPort" .) -}}
+{{- $telemetry.jaeger.enabled | ternary $jaeger $telemetry.collector.exportEndpoint -}}
 {{- end -}}
 
 {{/* Secret with the API keys of the router: the chart's own or one of yours. */}}

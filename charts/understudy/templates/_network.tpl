@@ -23,9 +23,14 @@ spec:
 {{/* Lets metrics be read by Prometheus and, where the pod is sized by them, by the controller. Takes
 root and ports; optionally isSized. */}}
 {{- define "understudy.metricsRule" -}}
-{{- with .root.Values.networkPolicy.prometheus }}
+{{- if or .root.Values.networkPolicy.prometheus .root.Values.telemetry.prometheus.enabled }}
 - from:
+    {{- with .root.Values.networkPolicy.prometheus }}
     {{- toYaml . | nindent 4 }}
+    {{- end }}
+    {{- if .root.Values.telemetry.prometheus.enabled }}
+    {{- include "understudy.peer" (dict "root" .root "component" "prometheus") | nindent 4 }}
+    {{- end }}
   ports:
     {{- range $.ports }}
     - {protocol: TCP, port: {{ . }}}
@@ -42,9 +47,9 @@ root and ports; optionally isSized. */}}
 {{/* Ways out that every service has: names, and spans where they are collected. Takes the root. */}}
 {{- define "understudy.commonEgress" -}}
 {{ include "understudy.dnsRule" . }}
-{{- if .Values.telemetry.collector.enabled }}
+{{- if include "understudy.spansGoTo" . }}
 - to:
-    {{- include "understudy.peer" (dict "root" . "component" "collector") | nindent 4 }}
+    {{- include "understudy.peer" (dict "root" . "component" (include "understudy.spansGoTo" .)) | nindent 4 }}
   ports:
     - {protocol: TCP, port: {{ include "understudy.otlpPort" . }}}
 {{- else if .Values.serving.otlpEndpoint }}
@@ -52,6 +57,18 @@ root and ports; optionally isSized. */}}
 {{ include "understudy.externalRule" (dict "root" $ "port" (include "understudy.portOf" (dict "url" . "default" 4317))) }}
 {{- end }}
 {{- end }}
+{{- end -}}
+
+{{/* Way out to the API server. Takes the root. */}}
+{{- define "understudy.apiServerRule" -}}
+- ports:
+    {{- range .Values.networkPolicy.apiServerPorts }}
+    - {protocol: TCP, port: {{ . }}}
+    {{- end }}
+  {{- with .Values.networkPolicy.apiServer }}
+  to:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
 {{- end -}}
 
 {{/* Where names are resolved. Takes the root. */}}

@@ -94,12 +94,14 @@ UNDERSTUDY_SERVING_DRAIN_GRACE_S. Numbers arrive as floats from YAML and leave w
 
 {{/* A container of an Understudy service. Takes root, service, settings (all of its fields),
 resources, port, metricsPort; optionally portName, metricsPortName, ports and mounts (further ones, as
-YAML), maxConnectionAgeS, healthPort, healthPortName, isSidecar and scaling (all settings of scaling). */}}
+YAML), maxConnectionAgeS, healthPort, healthPortName, isSidecar, callerTls (not empty where callers see
+certificates) and scaling (all settings of scaling). */}}
 {{- define "understudy.container" -}}
 {{- $serving := .root.Values.serving -}}
 {{- $hasTls := include "understudy.hasTls" .root -}}
 {{- $healthPort := .healthPort | default (include "understudy.healthPort" .root) -}}
-{{- $probed := $hasTls | empty | ternary .port $healthPort -}}
+{{- $hasHealth := or $hasTls .callerTls -}}
+{{- $probed := $hasHealth | empty | ternary .port $healthPort -}}
 - name: {{ .service }}
   image: {{ include "understudy.serviceImage" . }}
   imagePullPolicy: {{ .root.Values.image.pullPolicy }}
@@ -116,7 +118,7 @@ YAML), maxConnectionAgeS, healthPort, healthPortName, isSidecar and scaling (all
           "maxConcurrentCalls" $serving.maxConcurrentCalls
           "maxConnectionAgeS" (.maxConnectionAgeS | default 0)
           "readyFile" "")
-          (include "understudy.tlsSettings" (dict "root" .root "healthPort" $healthPort) | fromYaml))) | trim | nindent 4 }}
+          (include "understudy.tlsSettings" (dict "root" .root "healthPort" $healthPort "hasHealth" $hasHealth) | fromYaml))) | trim | nindent 4 }}
     {{- include "understudy.env" (dict "prefix" (printf "UNDERSTUDY_%s" (upper .service)) "settings" .settings) | trim | nindent 4 }}
     {{- with .scaling }}
     {{- include "understudy.env" (dict "prefix" "UNDERSTUDY_SCALING" "settings" .) | trim | nindent 4 }}
@@ -124,7 +126,7 @@ YAML), maxConnectionAgeS, healthPort, healthPortName, isSidecar and scaling (all
   ports:
     - {name: {{ .portName | default "grpc" }}, containerPort: {{ .port }}}
     - {name: {{ .metricsPortName | default "metrics" }}, containerPort: {{ .metricsPort }}}
-    {{- if $hasTls }}
+    {{- if $hasHealth }}
     - {name: {{ .healthPortName | default "health" }}, containerPort: {{ $healthPort }}}
     {{- end }}
     {{- with .ports }}

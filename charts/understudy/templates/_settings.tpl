@@ -80,7 +80,7 @@
       "pools" (toJson $pools)
       "httpListen" (printf "0.0.0.0:%s" (include "understudy.httpPort" .))
       "tokenizer" (include "understudy.path" (dict "root" . "path" .Values.router.settings.tokenizer))
-      "tlsDir" ""
+      "tlsDir" (empty .Values.router.tls.secretName | ternary "" "/etc/understudy/caller-tls")
       "controlRedis" $redis.url
       "controllers" (ternary (printf "%s-controller:%s" (include "understudy.fullname" .) (include "understudy.grpcPort" .)) "" (and .Values.scaling.enabled (not .Values.scaling.dryRun)))
       "allowOpen" false

@@ -13,12 +13,13 @@
 {{- if ne .Values.tls.mode "off" }}true{{ end -}}
 {{- end -}}
 
-{{/* Settings of the chassis for certificates. Takes root and healthPort. */}}
+{{/* Settings of the chassis for certificates. Takes root, healthPort and hasHealth, whether probes ask
+that port. */}}
 {{- define "understudy.tlsSettings" -}}
 {{- $hasTls := include "understudy.hasTls" .root -}}
 tlsDir: {{ $hasTls | empty | ternary "" "/etc/understudy/tls" | quote }}
 tlsDomain: {{ .root.Values.tls.domain }}
-healthListen: {{ $hasTls | empty | ternary "" (printf "0.0.0.0:%s" .healthPort) | quote }}
+healthListen: {{ .hasHealth | empty | ternary "" (printf "0.0.0.0:%s" .healthPort) | quote }}
 {{- end -}}
 
 {{/* Volumes with the certificates of components that share a pod. Takes root and components. */}}
