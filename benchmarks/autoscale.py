@@ -6,7 +6,8 @@ queue length, and llm-d's KEDA law. Each is tuned by grid search on the first ha
 cheapest point that meets 95 % there, then the cheapest that meets 99 %) and scored on the second
 half, which the tuning never sees.
 
-`--measure` times the engine of this repository and prints the worker's costs instead.
+`--measure` times the engine of this repository and prints the worker's costs instead;
+`--placement` compares what the router counts as load: sequences, or prompt tokens to be read.
 """
 
 import argparse
@@ -19,10 +20,20 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.simulation.capacity import MEASURED, measure
-from benchmarks.simulation.fleet import Setup
-from benchmarks.simulation.policies import Objectives
-from benchmarks.simulation.scoring import ATTAINMENTS, Point, Result, Tuning, compare, tune
+from benchmarks.simulation.fleet import Fleet, Setup
+from benchmarks.simulation.policies import Fixed, Objectives
+from benchmarks.simulation.scoring import (
+    ATTAINMENTS,
+    WARM_UP_S,
+    Point,
+    Result,
+    Tuning,
+    compare,
+    score,
+    tune,
+)
 from benchmarks.simulation.traces import AZURE_CONV, Trace, diurnal, read_trace, times
+from services.router.placing import load_tokens
 
 OBJECTIVES: Final = Objectives(ttft_s=5.0, ttft_token_s=0.010, tpot_s=0.2)
 """First token within 5 s plus 10 ms a prompt token, then 0.2 s a token: beside four others the
@@ -31,6 +42,8 @@ START_S: Final = 180.0
 MAX_REPLICAS: Final = 60
 """About a third more than the largest fixed size that a tuning chooses."""
 QUICK_S: Final = 1200.0
+PLACED: Final = (40, 44, 48, 60)
+"""Fixed sizes that placements are compared at."""
 
 
 def print_results(trace: Trace, attainment: float, results: Sequence[Result]) -> None:
@@ -69,6 +82,19 @@ def scenarios(trace: Trace, *, is_quick: bool) -> list[tuple[Trace, int, bool]]:
     return [(trace, 1, True), (times(trace, 10), 10, False), (diurnal(trace), 1, True)]
 
 
+def print_placements(trace: Trace) -> None:
+    """Print how pools of fixed sizes do, by what a router counts as a worker's load."""
+    counts = {"sequences": lambda num, _: num, "prompt tokens": load_tokens}
+    print("| workers | load in | within SLO | TTFT p99 s | TPOT p99 s |\n|---|---|---|---|---|")
+    for replicas in PLACED:
+        for name, load in counts.items():
+            setup = Setup(MEASURED, initial=replicas, max_replicas=replicas, load=load)
+            run = Fleet(setup, Fixed(replicas)).run(trace.requests)
+            found = score(run, OBJECTIVES, WARM_UP_S, trace.requests[-1].at_s)
+            cells = f"{found.attainment:.2%} | {found.ttft_p99_s:.1f} | {found.tpot_p99_s:.3f}"
+            print(f"| {replicas} | {name} | {cells} |", flush=True)
+
+
 def main() -> None:
     """Compare all policies on all scenarios."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -76,6 +102,7 @@ def main() -> None:
     parser.add_argument("--trace", type=Path, default=AZURE_CONV, help="CSV of the same columns")
     parser.add_argument("--json", type=Path, help="write everything here")
     parser.add_argument("--measure", action="store_true", help="time the engine and print costs")
+    parser.add_argument("--placement", action="store_true", help="compare what counts as load")
     wanted = parser.parse_args()
     if wanted.measure:
         print(measure())
@@ -84,6 +111,9 @@ def main() -> None:
         trace = read_trace(wanted.trace)
     except (OSError, ValueError) as error:
         sys.exit(f"The trace cannot be read: {error}")
+    if wanted.placement:
+        print_placements(trace)
+        return
     print(f"worker {MEASURED}, starts in {START_S:g} s; objectives {OBJECTIVES}")
     found: dict[str, object] = {"worker": asdict(MEASURED), "objectives": asdict(OBJECTIVES)}
     tuning: Tuning | None = None

@@ -1,13 +1,14 @@
 """A pool of simulated workers that a policy sizes: starts take time, drains finish their work."""
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from benchmarks.simulation.capacity import WorkerModel
 from benchmarks.simulation.traces import Request
 from benchmarks.simulation.workers import NEVER, Served, Window, Worker
+from services.router.placing import load_tokens
 
 TICK_S: Final = 15.0
 """Pause between two looks of a policy: the period of the horizontal pod autoscaler."""
@@ -53,6 +54,8 @@ class Setup:
     initial: int = 8
     """Workers that serve at the beginning."""
     max_replicas: int = 64
+    load: Callable[[int, int], int] = load_tokens
+    """What a router takes for a worker's load: sequences, and prompt tokens to be read."""
 
 
 @dataclass(slots=True)
@@ -79,7 +82,7 @@ class Fleet:
     def __init__(self, setup: Setup, policy: Policy) -> None:
         self._setup = setup
         self._policy = policy
-        self._serving = [Worker(setup.model, 0.0) for _ in range(setup.initial)]
+        self._serving = [Worker(setup.model, 0.0, setup.load) for _ in range(setup.initial)]
         self._leaving: list[Worker] = []
         self._starts: list[float] = []
         """When workers that start will serve, ascending."""
@@ -146,7 +149,7 @@ class Fleet:
     def _start(self, now_s: float) -> None:
         while self._starts and self._starts[0] <= now_s:
             del self._starts[0]
-            worker = Worker(self._setup.model, now_s)
+            worker = Worker(self._setup.model, now_s, self._setup.load)
             self._serving.append(worker)
             self._offer(worker)
         if self._held and self._serving:

@@ -7,6 +7,7 @@ when the next sequence ends; nothing is simulated step by step.
 
 import heapq
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from benchmarks.simulation.capacity import WorkerModel
@@ -59,8 +60,12 @@ class Window:
 class Worker:
     """One worker that serves."""
 
-    def __init__(self, model: WorkerModel, now_s: float) -> None:
+    def __init__(
+        self, model: WorkerModel, now_s: float, load: Callable[[int, int], int] = load_tokens
+    ) -> None:
+        """`load` weighs sequences and unread prompt tokens, as a router does that places them."""
         self.model = model
+        self._load = load
         self.window = Window()
         self.waiting: deque[Served] = deque()
         self.version = 0
@@ -99,7 +104,7 @@ class Worker:
     @property
     def load(self) -> int:
         """What the router takes for its load: prompts count until their first token comes."""
-        return load_tokens(self.in_flight, self._unread)
+        return self._load(self.in_flight, self._unread)
 
     @property
     def occupancy(self) -> float:
