@@ -27,6 +27,8 @@ from services.controller.scaling.windows import (
 )
 from understudy.errors import UnderstudyError
 
+TTFT: Final = "gen_ai_server_time_to_first_token_seconds"
+"""Of attempts: what a request saw of another pool before it was escalated is not this one's."""
 TAIL: Final = 0.9
 MAX_READS: Final = 32
 """Pods that are read at once."""
@@ -158,7 +160,7 @@ class Gatherer:
             load,
             self._counts(experts, len(expert_windows)) if experts else None,
             experts_load(expert_windows),
-            ttft_s=quantile(routers, "understudy_router_first_delta_seconds", TAIL, pool=pool),
+            ttft_s=quantile(routers, TTFT, TAIL, pool=pool),
             # A sequence gets a token in every step it is in.
             tpot_s=load.step_s / load.steps if load is not None and load.steps else None,
             held_requests=self._demand.held().get(pool, 0),

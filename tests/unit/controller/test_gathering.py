@@ -108,7 +108,7 @@ async def test_the_time_to_the_first_token_comes_from_the_routers():
     rig = Rig()
     router = pod("router")
     rig.cluster.pods_by = {"r": [router]}
-    key = ("understudy_router_first_delta_seconds_bucket",)
+    key = ("gen_ai_server_time_to_first_token_seconds_bucket",)
     for count in (0.0, 10.0):
         rig.reader.series[f"{router.ip}:91"] = {
             (*key, frozenset({("pool", "llm"), ("le", "1")})): count,
