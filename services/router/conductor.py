@@ -114,7 +114,8 @@ class Conductor:
             entry = await self._journal.find(tenant, token)
             found = replay(entry.records)
             span.set_attribute(names.REQUEST_ID, found.request_id)
-            if received_deltas > len(found.deltas):
+            is_other = found.num_lost > 0 and received_deltas > 0
+            if is_other or received_deltas > len(found.deltas):
                 raise NotFound(
                     f"The journal knows {len(found.deltas)} deltas of this answer, the caller has "
                     f"{received_deltas}; send the request again.",

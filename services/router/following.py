@@ -34,9 +34,10 @@ class Following:
         while True:
             self._deadline.check()
             num_known, num_told = len(self._entry.records), len(self.found.deltas)
+            num_lost = self.found.num_lost
             is_ours = await self._look()
             extend(self.found, self._entry.records[num_known:])
-            if len(self.found.deltas) < num_told:
+            if num_told and self.found.num_lost > num_lost:
                 raise Aborted(
                     "The engine of this answer broke off and cannot continue it; send the "
                     "request again."

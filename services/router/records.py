@@ -30,6 +30,8 @@ class Replay:
     token_ids: list[int] = field(default_factory=list)
     """Tokens behind the deltas of a streamed answer."""
     finished: Finished | None = None
+    num_lost: int = 0
+    """Times that what was shown was lost and the answer began anew."""
 
 
 def attempt_record(attempt: Attempt, reason: Reason) -> Record:
@@ -102,6 +104,7 @@ def _apply(found: Replay, record: Record) -> None:
         case "lost":
             found.path = found.trial = found.trial_reason = None
             found.deltas, found.token_ids = [], []
+            found.num_lost += 1
         case "finished":
             found.finished = _finished(record["finished"])
         case kind:

@@ -25,6 +25,7 @@ class LocalModels:
     """The models of both pools, all present."""
 
     llm: str
+    """Empty where the LLM is an external engine's."""
     adapters: tuple[str, ...]
     slm: Path
     slm_name: str
@@ -48,12 +49,17 @@ def find_models(settings: LocalSettings, root: Path) -> LocalModels:
     slm = settings.slm or shipped / _SLM_DIR
     for name in (MANIFEST, "config.json", "tokenizer.json"):
         _require(slm / name, "the SLM", f"{PREFIX}SLM")
-    llm, tokenizer = _find_llm(settings.llm), slm.resolve() / "tokenizer.json"
-    if settings.llm != BUNDLED:
-        _require_same_vocabulary(Path(llm), tokenizer)
+    tokenizer = slm.resolve() / "tokenizer.json"
+    llm = ""
+    adapters: tuple[str, ...] = ()
+    if not settings.llm_pool:
+        llm = _find_llm(settings.llm)
+        adapters = settings.llm_adapters or _shipped_adapters(settings, shipped / _ADAPTER_DIR)
+        if settings.llm != BUNDLED:
+            _require_same_vocabulary(Path(llm), tokenizer)
     return LocalModels(
         llm=llm,
-        adapters=settings.llm_adapters or _shipped_adapters(settings, shipped / _ADAPTER_DIR),
+        adapters=adapters,
         slm=slm.resolve(),
         slm_name=read_version(slm).name,
         tokenizer=tokenizer,

@@ -62,18 +62,19 @@ def platform_services(site: Site) -> tuple[Service, ...]:
         )
         if not url
     ]
-    experts = [_experts(site, f"experts-{index}") for index in range(NUM_EXPERT_WORKERS)]
-    triton = (_triton(site),) if site.settings.triton else ()
+    llm: tuple[Service, ...] = ()
+    if not site.settings.llm_pool:
+        triton = (_triton(site),) if site.settings.triton else ()
+        experts = [_experts(site, f"experts-{index}") for index in range(NUM_EXPERT_WORKERS)]
+        controller = _controller(site, [service.name for service in experts])
+        llm = (*triton, *experts, controller, _attention_llm(site))
     return (
         *own_redis,
         _traces(site),
         _kvstore(site),
         _kernels(),
-        *triton,
-        *experts,
-        _controller(site, [service.name for service in experts]),
+        *llm,
         _attention_slm(site),
-        _attention_llm(site),
         _distiller(site),
         _router(site),
     )
@@ -231,14 +232,16 @@ def _distiller(site: Site) -> Service:
 
 
 def _router(site: Site) -> Service:
+    external = site.settings.external_llm()
+
     def settings(ports: Ports) -> dict[str, str]:
-        pools = [
+        pools: list[dict[str, object]] = [
             {
                 "name": "slm",
                 "workers": [f"{LOOPBACK}:{ports['attention-slm']}"],
                 "version_dir": str(site.models.slm),
             },
-            {"name": "llm", "workers": [f"{LOOPBACK}:{ports['attention-llm']}"]},
+            external or {"name": "llm", "workers": [f"{LOOPBACK}:{ports['attention-llm']}"]},
         ]
         control = site.settings.control_redis or _redis(ports, "redis-control")
         return {
@@ -246,13 +249,15 @@ def _router(site: Site) -> Service:
             "UNDERSTUDY_ROUTER_TOKENIZER": str(site.models.tokenizer),
             "UNDERSTUDY_ROUTER_HTTP_LISTEN": f"{LOOPBACK}:{site.http_port}",
             "UNDERSTUDY_ROUTER_CONTROL_REDIS": control,
-            "UNDERSTUDY_ROUTER_CONTROLLERS": f"{LOOPBACK}:{ports['controller']}",
+            "UNDERSTUDY_ROUTER_CONTROLLERS": ""
+            if external
+            else f"{LOOPBACK}:{ports['controller']}",
             "UNDERSTUDY_ROUTER_JOURNAL_KEY": f"@{site.run_dir / JOURNAL_KEY_FILE}",
             "UNDERSTUDY_ROUTER_TENANT_SECRET": f"@{site.run_dir / TENANT_SECRET_FILE}",
         }
 
     needs = _own_redis(site.settings.control_redis, "redis-control")
-    needs += ("controller", "attention-slm", "attention-llm")
+    needs += ("attention-slm",) if external else ("controller", "attention-slm", "attention-llm")
     fixed = (site.settings.grpc_port, site.http_port)
     return _service(site, "router", "router", needs, settings, fixed)
 

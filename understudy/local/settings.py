@@ -1,11 +1,12 @@
 """Settings of the local runner, prefix UNDERSTUDY_LOCAL_."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Final, Self
 
-from understudy.serving import SettingsError, read_settings
+from understudy.serving import SettingsError, read_settings, text_or_file
 
 PREFIX: Final = "UNDERSTUDY_LOCAL_"
 _MAX_PORT: Final = 65_535
@@ -31,6 +32,10 @@ class LocalSettings:
     """Public name of the LLM."""
     llm_adapters: tuple[str, ...] = ()
     """LoRA adapters of the LLM, each as `name=path`; empty takes those that ship."""
+    llm_pool: str = ""
+    """An LLM behind OpenAI-compatible engines instead of workers here: a JSON object with "urls",
+    "model", "position_parameters" and what else the router's pools of kind `openai` take, or
+    @file; files in it by absolute path."""
     slm: Path | None = None
     """Version directory of the SLM with its manifest; unset takes the one that ships."""
     triton: bool = False
@@ -48,6 +53,8 @@ class LocalSettings:
             raise SettingsError(
                 f"{PREFIX}HTTP_PORT and {PREFIX}GRPC_PORT are both {self.http_port}; set two ports."
             )
+        if self.external_llm() is not None and self.triton:
+            raise SettingsError(f"{PREFIX}TRITON computes an LLM of this machine, not LLM_POOL's.")
         for name, seconds in (("START", self.start_timeout_s), ("STOP", self.stop_timeout_s)):
             if not 0 < seconds <= 3600:
                 raise SettingsError(f"{PREFIX}{name}_TIMEOUT_S is {seconds:g}; set 1 to 3600.")
@@ -56,6 +63,18 @@ class LocalSettings:
     def from_env(cls, environ: Mapping[str, str]) -> Self:
         """Read the settings. Raises SettingsError naming what is bad or unknown."""
         return read_settings(cls, PREFIX, environ)
+
+    def external_llm(self) -> dict[str, object] | None:
+        """Return the entry of the LLM among the router's pools; None where it runs here."""
+        if not self.llm_pool:
+            return None
+        try:
+            entry = json.loads(text_or_file(self.llm_pool))
+        except ValueError as error:
+            raise SettingsError(f"{PREFIX}LLM_POOL is no JSON: {error}.") from error
+        if not isinstance(entry, dict):
+            raise SettingsError(f"{PREFIX}LLM_POOL is no JSON object.")
+        return {**entry, "name": "llm", "kind": "openai"}
 
     def to_env(self) -> dict[str, str]:
         """Return the variables that `from_env` reads back as these settings."""

@@ -94,7 +94,8 @@ class EndpointClient:
         """Whether it takes requests, rests after failures, or cannot be reached."""
         if not self._is_seen:
             return "away"
-        return "resting" if self._breaker.is_resting else "available"
+        is_tried = self._breaker.is_trying and self.num_active > 0
+        return "resting" if self._breaker.is_resting or is_tried else "available"
 
     @property
     def busy_s(self) -> float:
@@ -225,6 +226,7 @@ class EndpointClient:
                     raise Unavailable("The engine ended its stream without saying why it finished.")
                 heard = hear(data, self._settings.pool)
                 self._heard_s = self._clock_s()
+                self._breaker.hear()
                 has_finished |= bool(heard.finish)
                 yield heard
         if not has_finished:

@@ -12,17 +12,30 @@ LONGEST_REST_S: Final = 30.0
 
 
 class Breaker:
-    """Counts failures in a row; rests double as long as the first try after each one fails."""
+    """Counts failures in a row; rests double as long as the first try after each one fails.
+
+    After a rest one try is enough until it shows a sign of life: `is_trying` says so.
+    """
 
     def __init__(self, clock_s: Callable[[], float]) -> None:
         self._clock_s = clock_s
         self._num_failures = 0
+        self._has_rested = False
         self._rests_until_s = clock_s()
 
     @property
     def is_resting(self) -> bool:
         """Whether the endpoint gets no request now."""
         return self._clock_s() < self._rests_until_s
+
+    @property
+    def is_trying(self) -> bool:
+        """Whether nothing was heard since the last rest."""
+        return self._has_rested and not self.is_resting
+
+    def hear(self) -> None:
+        """Take a sign of life; failures are forgotten only with a success."""
+        self._has_rested = self._has_rested and self.is_resting
 
     def succeed(self) -> None:
         """Forget earlier failures."""
@@ -37,3 +50,4 @@ class Breaker:
             doublings = min(self._num_failures - MAX_FAILURES, 16)
             rest_s = min(FIRST_REST_S * 2.0**doublings, LONGEST_REST_S)
             self._rests_until_s = self._clock_s() + rest_s
+            self._has_rested = True

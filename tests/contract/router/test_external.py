@@ -239,7 +239,7 @@ async def test_what_is_broken_before_anything_was_shown_is_tried_again(
     assert house.metric("replacements_total", pool="llm") == 1
 
 
-@pytest.mark.parametrize("bad", GARBAGE)
+@pytest.mark.parametrize("bad", GARBAGE[:3])
 async def test_what_stays_broken_is_unavailable_once_the_patience_ends(
     town: Any, bad: EngineReply
 ) -> None:

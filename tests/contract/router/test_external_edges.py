@@ -176,6 +176,9 @@ async def test_a_partly_shown_answer_is_not_resumed_and_can_be_asked_again(
     deltas, end = await answer(house, request)
     assert "".join(delta.text for delta in deltas) == "Hello."
     assert not end.decision.is_resumable
+    with pytest.raises(Exception, match="send the request again") as caught:
+        await events(house.stub.Resume(resuming, timeout=TIMEOUT_S))
+    assert isinstance(from_rpc_error(caught.value), NotFound)  # type: ignore[arg-type]
 
 
 async def test_a_finished_answer_is_told_again_with_its_gaps(town: Any, valkey_url: str) -> None:

@@ -135,6 +135,23 @@ def test_a_triton_server_stands_behind_the_expert_workers_where_one_is_wanted(
         assert (experts.executor, experts.triton) == ("triton", f"127.0.0.1:{ports['triton']}")
 
 
+def test_an_external_llm_replaces_the_workers_of_its_own(tmp_path: Path) -> None:
+    pool = {"urls": ["http://vllm:8000/v1"], "model": "m", "position_parameters": 7}
+    table = {
+        service.name: service
+        for service in platform_services(site(tmp_path, llm_pool=json.dumps(pool)))
+    }
+    assert not {"experts-0", "experts-1", "controller", "attention-llm"} & set(table)
+    ports = {name: 4000 + index for index, name in enumerate(table)}
+    assert all(set(service.needs) <= set(table) for service in table.values())
+    told = RouterSettings.from_env(table["router"].launch(ports, 0).environ)
+    slm, llm = told.parsed_pools()
+    assert (slm.name, slm.external) == ("slm", None)
+    assert llm.external is not None
+    assert llm.external.urls == ("http://vllm:8000/v1",)
+    assert told.controllers == ()
+
+
 def test_redis_servers_of_the_users_are_not_started(tmp_path: Path) -> None:
     kv, control = "redis://kv:6379/0", "redis://control:6379/0"
     table = platform_services(site(tmp_path, kv_redis=kv, control_redis=control))

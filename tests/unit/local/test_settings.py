@@ -35,8 +35,15 @@ def test_settings_survive_the_way_through_the_environment() -> None:
         ("UNDERSTUDY_LOCAL_STOP_TIMEOUT_S", "0", "STOP_TIMEOUT_S is 0"),
         ("UNDERSTUDY_LOCAL_HTPP_PORT", "1", "UNDERSTUDY_LOCAL_HTPP_PORT is not a setting"),
         ("UNDERSTUDY_LOCAL_GRPC_PORT", "many", "whole number"),
+        ("UNDERSTUDY_LOCAL_LLM_POOL", "{", "LLM_POOL is no JSON"),
+        ("UNDERSTUDY_LOCAL_LLM_POOL", "[]", "LLM_POOL is no JSON object"),
     ],
 )
 def test_a_bad_variable_is_named(variable: str, value: str, words: str) -> None:
     with pytest.raises(SettingsError, match=words):
         LocalSettings.from_env({variable: value})
+
+
+def test_triton_has_nothing_to_compute_for_an_external_llm() -> None:
+    with pytest.raises(SettingsError, match="TRITON"):
+        LocalSettings(llm_pool="{}", triton=True)

@@ -10,9 +10,9 @@ from services.router import following
 from services.router.answers import Delta
 from services.router.following import Following
 from services.router.journal import Entry, JournalAwayError, Record
-from services.router.records import delta_record
+from services.router.records import delta_record, lost_record
 from services.router.requests import Request
-from understudy.errors import DeadlineExceeded
+from understudy.errors import Aborted, DeadlineExceeded
 from understudy.rpc import Deadline
 
 HEAD: Record = {"kind": "head", "request": Request(prompt="x").to_json(), "request_id": "r"}
@@ -57,3 +57,11 @@ async def test_a_follower_ends_with_its_deadline() -> None:
     stream = Following(cast("Entry", FakeEntry()), Deadline.after(0))
     with pytest.raises(DeadlineExceeded):
         await anext(stream.events())
+
+
+async def test_a_lost_answer_that_began_anew_is_not_mixed_into_the_old_one() -> None:
+    anew = [lost_record(), delta_record(Delta(0, "x"), []), delta_record(Delta(1, "y"), [])]
+    stream = Following(cast("Entry", FakeEntry((False, anew))), Deadline.after(10))
+    with pytest.raises(Aborted, match="send the request again"):
+        await anext(stream.events())
+    assert [delta.text for delta in stream.found.deltas] == ["x", "y"]

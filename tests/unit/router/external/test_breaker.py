@@ -41,3 +41,19 @@ def test_failures_of_one_moment_count_once_and_rests_are_bounded() -> None:
         breaker.fail()
         clock.now_s += LONGEST_REST_S + 0.01
     assert not breaker.is_resting
+
+
+def test_after_a_rest_one_try_is_enough_until_something_is_heard() -> None:
+    clock = Clock()
+    breaker = Breaker(clock)
+    assert not breaker.is_trying
+    for _ in range(3):
+        breaker.fail()
+    breaker.hear()
+    assert not breaker.is_trying
+    clock.now_s = 1.01
+    assert breaker.is_trying
+    breaker.hear()
+    assert not breaker.is_trying
+    breaker.fail()
+    assert breaker.is_resting, "what was heard is no success"
