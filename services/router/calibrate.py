@@ -183,27 +183,19 @@ def write(
     llm: Sequence[Measured],
     evidence: str,
 ) -> Operation:
-    """Fit the calibrator and its threshold, and write them as a version: its name and digest."""
+    """Fit calibrator and threshold, and write them as a version: its name and digest."""
     name, digest = version
     features = np.stack([one.features for one in slm])
     passed, llm_passed = (np.array([one.has_passed for one in arm]) for arm in (slm, llm))
     costs, llm_costs = (np.array([one.cost for one in arm]) for arm in (slm, llm))
     operation = choose_threshold(
-        cross_validated_confidences(features, passed),
-        passed,
-        llm_passed,
-        costs,
-        llm_costs,
-        max_loss=MAX_LOSS,
-        z=CONFIDENCE_Z,
-    )
+        cross_validated_confidences(features, passed), passed, llm_passed, costs, llm_costs,
+        max_loss=MAX_LOSS, z=CONFIDENCE_Z,
+    )  # fmt: skip
     calibrator = fit_calibrator(
-        features,
-        passed,
-        slm_version=f"{name}@{digest[:8]}",
-        workload=workload.name,
-        output_type=workload.output_type,
-    )
+        features, passed, slm_version=f"{name}@{digest[:8]}",
+        workload=workload.name, output_type=workload.output_type,
+    )  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     calibrator.with_operation(operation).save(out / CALIBRATOR)
     write_manifest(
@@ -216,16 +208,22 @@ def write(
             "evidence": evidence,
             "calibration_rows": len(slm),
             "slm_exact_match": float(passed.mean()),
-            "llm_exact_match": float(llm_passed.mean()),
-            "threshold": operation.threshold,
-            "expected_coverage": operation.coverage,
-            "expected_exact_match": operation.quality,
-            "expected_cost_ratio": operation.cost_ratio,
-            "max_loss": MAX_LOSS,
-            "confidence_z": CONFIDENCE_Z,
+            **_promises(operation),
         },
     )
     return operation
+
+
+def _promises(operation: Operation) -> dict[str, float | None]:
+    return {
+        "llm_exact_match": operation.llm_quality,
+        "threshold": operation.threshold,
+        "expected_coverage": operation.coverage,
+        "expected_exact_match": operation.quality,
+        "expected_cost_ratio": operation.cost_ratio,
+        "max_loss": MAX_LOSS,
+        "confidence_z": CONFIDENCE_Z,
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from opentelemetry.trace import Span, Status, StatusCode, set_span_in_context, use_span
 
 from services.router.admission import Admission
-from services.router.answers import Attempt
+from services.router.answers import Attempt, Usage
 from services.router.attempts import AttemptRun, Job
 from services.router.external.pool import ExternalPool
 from services.router.external.runs import ExternalRun
@@ -21,6 +21,7 @@ from services.router.requests import Request
 from services.router.speaking import NativeSpeaker, Speaker
 from services.router.stage import Stage
 from services.router.tenants import Tenants
+from services.router.transcripts import Transcript
 from understudy.errors import UnderstudyError
 from understudy.rpc import Deadline, traceparent
 from understudy.telemetry import exemplar, names, tracer
@@ -139,23 +140,29 @@ def begin(
     finally:
         transcript = speaker.transcript
         usage = transcript.usage(len(assignment.plan.tokens))
-        span.set_attributes(
-            {
-                names.MODEL: transcript.model,
-                names.PROMPT_TOKENS: usage.prompt_tokens,
-                names.CACHED_TOKENS: usage.cached_prompt_tokens,
-                names.ATTEMPT_TOKENS: usage.completion_tokens,
-                names.COMPUTED_POSITIONS: transcript.computed_positions,
-                names.COST: attempt_cost(usage, *company.stage.position_parameters(pool)),
-            }
-        )
-        if transcript.gaps:
-            span.set_attribute(names.GAPS, tuple(sorted(transcript.gaps)))
-        if transcript.held_s:
-            span.set_attribute(names.HELD_S, transcript.held_s)
-        if transcript.is_ended:
-            span.set_attribute(names.FINISH_REASONS, (transcript.finish_reason,))
+        cost = attempt_cost(usage, *company.stage.position_parameters(pool))
+        _describe(span, transcript, usage, cost)
         span.end()
+
+
+def _describe(span: Span, transcript: Transcript, usage: Usage, cost: float) -> None:
+    """Put down what became of an attempt."""
+    span.set_attributes(
+        {
+            names.MODEL: transcript.model,
+            names.PROMPT_TOKENS: usage.prompt_tokens,
+            names.CACHED_TOKENS: usage.cached_prompt_tokens,
+            names.ATTEMPT_TOKENS: usage.completion_tokens,
+            names.COMPUTED_POSITIONS: transcript.computed_positions,
+            names.COST: cost,
+        }
+    )
+    if transcript.gaps:
+        span.set_attribute(names.GAPS, tuple(sorted(transcript.gaps)))
+    if transcript.held_s:
+        span.set_attribute(names.HELD_S, transcript.held_s)
+    if transcript.is_ended:
+        span.set_attribute(names.FINISH_REASONS, (transcript.finish_reason,))
 
 
 def _speaker(

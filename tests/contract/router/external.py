@@ -5,9 +5,26 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from understudy.testing.fake_engine import FakeEngine
+from understudy.testing.fake_engine import (
+    DONE,
+    EngineReply,
+    FakeEngine,
+    call_chunk,
+    finish_chunk,
+    usage_chunk,
+)
 
 PARAMETERS = 1000
+CALLED = EngineReply(
+    [
+        call_chunk("PlayMusic", ""),
+        call_chunk("", '{"genre":'),
+        call_chunk("", '"jazz"}'),
+        finish_chunk("tool_calls"),
+        usage_chunk(120, 9),
+        DONE,
+    ]
+)
 
 
 def external(name: str, *urls: str, model: str = "engine-model", **more: object) -> dict[str, Any]:

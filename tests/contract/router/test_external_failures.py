@@ -1,0 +1,179 @@
+"""An external engine that refuses, breaks, falls silent or goes: what callers see of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from tests.contract.router.external import CALLED, external, open_over, start
+from tests.contract.router.parts import TIMEOUT_S, answer, chat, refusal, snips
+from understudy.errors import (
+    Aborted,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    PromptTooLong,
+    ResourceExhausted,
+    Unavailable,
+)
+from understudy.testing.fake_engine import (
+    DONE,
+    EngineReply,
+    FakeEngine,
+    call_chunk,
+    event,
+    spoken,
+    text_chunk,
+)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind", "words"),
+    [
+        (400, b'{"error":{"message":"bad top_k"}}', InvalidArgument, "bad top_k"),
+        (422, b'{"detail":"no such field"}', InvalidArgument, "no such field"),
+        (400, b'{"message":"the maximum context length is 8"}', PromptTooLong, "context length"),
+        (413, b"", PromptTooLong, "does not fit"),
+        (401, b"", FailedPrecondition, "key"),
+        (404, b"<html>", FailedPrecondition, "does not know the model"),
+        (302, b"", FailedPrecondition, "302"),
+    ],
+)
+async def test_refusals_are_named_and_not_repeated(
+    town: Any, status: int, body: bytes, kind: type[Exception], words: str
+) -> None:
+    engine = FakeEngine(lambda _: EngineReply(status=status, body=body or b" "))
+    house = await open_over(town, engine)
+    error = await refusal(house, chat())
+    assert type(error) is kind
+    assert words in error.message
+    assert len(engine.asked) == 1
+
+
+async def test_an_engine_at_its_limit_passes_its_delay_on_and_is_left_alone(town: Any) -> None:
+    engine = FakeEngine(lambda _: EngineReply(status=429, headers={"retry-after": "17"}, body=b" "))
+    house = await open_over(town, engine)
+    first = await refusal(house, chat())
+    assert isinstance(first, ResourceExhausted)
+    assert first.retry_after_s == 17
+    second = await refusal(house, chat())
+    assert isinstance(second, ResourceExhausted)
+    assert 1 < second.retry_after_s <= 17
+    assert len(engine.asked) == 1
+    assert house.metric("external_requests_total", pool="llm", outcome="limited") == 1
+
+
+async def test_another_engine_has_room(town: Any) -> None:
+    full = FakeEngine(lambda _: EngineReply(status=429, headers={"retry-after": "60"}, body=b" "))
+    free = FakeEngine(lambda _: spoken("Hello."))
+    house = await open_over(town, full, free)
+    for _ in range(3):
+        deltas, _ = await answer(house, chat())
+        assert deltas[0].text == "Hello."
+    assert len(full.asked) <= 1
+    assert len(free.asked) == 3
+
+
+GARBAGE = [
+    pytest.param(EngineReply(status=503, body=b" "), id="5xx"),
+    pytest.param(EngineReply([b"data: {nonsense\n\n"]), id="no-json"),
+    pytest.param(EngineReply([b"<html>\n"]), id="no-events"),
+    pytest.param(EngineReply([b"data: [1]\n\n"]), id="no-object"),
+    pytest.param(EngineReply([b"data: \xff\xfe\n\n"]), id="no-utf8"),
+    pytest.param(EngineReply([event({"choices": [5]})]), id="no-choice"),
+    pytest.param(EngineReply([DONE]), id="no-reason"),
+    pytest.param(EngineReply([]), id="empty"),
+    pytest.param(EngineReply([], is_cut=True), id="cut"),
+    pytest.param(EngineReply(body=b"{}"), id="no-stream"),
+    pytest.param(EngineReply([b"data: " + b"x" * (2 << 20)]), id="endless-line"),
+    pytest.param(EngineReply([event({"error": {"message": "boom", "code": 500}})]), id="error"),
+]
+
+
+@pytest.mark.parametrize("bad", GARBAGE)
+async def test_what_is_broken_before_anything_was_shown_is_tried_again(
+    town: Any, bad: EngineReply
+) -> None:
+    replies = iter([bad])
+    engine = FakeEngine(lambda _: next(replies, spoken("Hello again.")))
+    house = await open_over(town, engine)
+    deltas, _ = await answer(house, chat())
+    assert "".join(delta.text for delta in deltas) == "Hello again."
+    assert len(engine.asked) == 2
+    assert house.metric("replacements_total", pool="llm") == 1
+
+
+@pytest.mark.parametrize("bad", GARBAGE[:3])
+async def test_what_stays_broken_is_unavailable_once_the_patience_ends(
+    town: Any, bad: EngineReply
+) -> None:
+    house = await open_over(town, FakeEngine(lambda _: bad), llm_patience_s=0.2)
+    error = await refusal(house, chat())
+    assert isinstance(error, Unavailable)
+    assert error.metadata["pool"] == "llm"
+
+
+async def test_a_stream_that_breaks_after_text_was_shown_says_that_it_cannot_go_on(
+    town: Any,
+) -> None:
+    reply = EngineReply([text_chunk("Hello ")], is_cut=True)
+    house = await open_over(town, engine := FakeEngine(lambda _: reply))
+    call = house.stub.Generate(chat(), timeout=TIMEOUT_S)
+    await call.read()
+    assert (await call.read()).delta.text == "Hello "
+    error = await refusal(house, chat())
+    assert isinstance(error, Aborted)
+    assert "cannot continue it" in error.message
+    assert len(engine.asked) == 2
+    call.cancel()
+
+
+async def test_a_held_answer_survives_a_broken_stream(town: Any) -> None:
+    replies = iter([EngineReply([call_chunk("PlayMusic", '{"gen')], is_cut=True)])
+    house = await open_over(town, engine := FakeEngine(lambda _: next(replies, CALLED)))
+    (delta,), _ = await answer(house, snips(model="llm"))
+    assert delta.tool_calls[0].arguments_json == '{"genre":"jazz"}'
+    assert len(engine.asked) == 2
+
+
+async def test_a_caller_that_leaves_closes_the_engines_connection(town: Any) -> None:
+    engine = FakeEngine(lambda _: EngineReply([text_chunk("Hello ")], holds=True))
+    house = await open_over(town, engine)
+    call = house.stub.Generate(chat(), timeout=TIMEOUT_S)
+    await call.read()
+    await call.read()
+    assert engine.num_left == 0
+    call.cancel()
+    await engine.wait_until(lambda: engine.num_left == 1)
+
+
+async def test_a_passed_deadline_closes_the_engines_connection(town: Any) -> None:
+    engine = FakeEngine(lambda _: EngineReply([], holds=True))
+    house = await open_over(town, engine, request_timeout_s=0.3)
+    assert isinstance(await refusal(house, chat()), DeadlineExceeded)
+    await engine.wait_until(lambda: engine.num_left == 1)
+    assert house.metric("external_requests_total", pool="llm", outcome="left") == 1
+
+
+async def test_an_engine_that_falls_silent_is_given_up(town: Any) -> None:
+    replies = iter([EngineReply([], holds=True)])
+    engine = FakeEngine(lambda _: next(replies, spoken("Hello.")))
+    url = await start(town, engine)
+    pools = [external("llm", url, idle_timeout_s=0.2)]
+    house = await town.open(pools=json.dumps(pools))
+    deltas, _ = await answer(house, chat())
+    assert deltas[0].text == "Hello."
+    assert house.metric("external_requests_total", pool="llm", outcome="silent") == 1
+
+
+async def test_a_stopped_engine_is_waited_for_and_found_again(town: Any) -> None:
+    engine = FakeEngine(lambda _: spoken("Hello."))
+    house = await open_over(town, engine)
+    await engine.stop()
+    running = asyncio.create_task(answer(house, chat()))
+    await engine.start()
+    deltas, _ = await running
+    assert deltas[0].text == "Hello."
