@@ -35,7 +35,10 @@ class Target:
 TARGETS: Final = (
     Target(
         "router",
-        ("services.router", "services.kvstore", "services.controller", "understudy.weights"),
+        (
+            *("services.router", "services.kvstore", "services.controller"),
+            *("services.router.calibrate", "understudy.weights"),
+        ),
         extras=("service",),
     ),
     Target(

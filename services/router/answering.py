@@ -15,15 +15,14 @@ from opentelemetry.trace import format_trace_id
 
 from services.router import records
 from services.router.answers import Attempt, Delta, Event, Finished, FinishReason, Reason
+from services.router.external.port import EngineMisfit, EngineRefused
 from services.router.holding import RETURN_S
 from services.router.journal import Entry
 from services.router.policy import LLM, SLM, Path, choose_path, decide, judge
 from services.router.records import Replay
-from services.router.requests import ToolCall
-from services.router.texts import TextStream
 from services.router.tries import Assignment, Company, Try, begin
-from services.router.verifiers import tool_call, verify
-from understudy.errors import PromptTooLong, ResourceExhausted, Unavailable
+from services.router.verifiers import tool_calls, verify
+from understudy.errors import Aborted, PromptTooLong, ResourceExhausted, Unavailable
 from understudy.telemetry import exemplar, names
 from understudy.workloads import Verdict
 
@@ -51,6 +50,7 @@ class Answering:
     async def events(self) -> AsyncGenerator[Event, None]:
         """Yield the deltas that are not in the journal yet, and the end."""
         path = self._replay.path or self._choose()
+        await self._check_continues(path)
         if path.reason == "slm_unavailable" and self._replay.trial is None:
             self._company.admission.escalations.spend()
         async with aclosing(self._trial() if path.is_trial else self._stand(path)) as stream:
@@ -68,13 +68,27 @@ class Answering:
             is_slm_available=stage.is_slm_available,
         )
 
+    async def _check_continues(self, path: Path) -> None:
+        """Raise Aborted where a part was shown that nobody can continue: it came from an engine."""
+        shown = self._replay.deltas
+        is_native = self._company.stage.can_continue(path.pool)
+        has_tokens = path.is_trial or self._plan.is_held or bool(self._replay.token_ids)
+        if not shown or (is_native and has_tokens):
+            return
+        await self._journal(records.lost_record())
+        raise Aborted(
+            f"A part of the answer was shown, and the external engine of the pool {path.pool!r} "
+            "cannot continue it; send the request again.",
+            {"pool": path.pool},
+        )
+
     async def _trial(self) -> AsyncGenerator[Event, None]:
         """Let the SLM try with its answer held; show it when it stands, else escalate."""
         reason: Reason
         text = ""
         try:
             text, reason = await self._try_slm()
-        except (Unavailable, ResourceExhausted, PromptTooLong):
+        except (Unavailable, ResourceExhausted, PromptTooLong, EngineRefused, EngineMisfit):
             reason = "slm_unavailable"
         if reason == "slm_accepted":
             async for event in self._whole(Path(SLM, reason), text, "stop"):
@@ -94,15 +108,19 @@ class Answering:
         assert calibrator.threshold is not None
         with begin(self._company, self._assignment, SLM, may_wake=False) as attempt:
             try:
-                await attempt.run.complete()
+                text = await attempt.speaker.complete()
             except (Unavailable, ResourceExhausted):
-                if attempt.run.transcript.ids:
+                if attempt.speaker.transcript.ids:
                     self._attempts.append(attempt.facts((), None))
                 raise
-            text = self._text(attempt.run.transcript.ids)
-            verdicts = verify(self._plan, self._request, text)
-            confidence = calibrator.confidence(attempt.run.transcript.evidence())
+            transcript = attempt.speaker.transcript
+            verdicts = (*transcript.remarks, *verify(self._plan, self._request, text))
+            confidence = None
+            if "margins" not in transcript.gaps:
+                confidence = calibrator.confidence(transcript.evidence())
             self._attempts.append(attempt.facts(verdicts, confidence))
+        if confidence is None:
+            return text, "no_calibrator"
         return text, judge(confidence, calibrator.threshold, verdicts)
 
     async def _stand(self, path: Path) -> AsyncGenerator[Event, None]:
@@ -122,40 +140,42 @@ class Answering:
                     yield event
 
     async def _show_held(self, path: Path, attempt: Try) -> AsyncGenerator[Event, None]:
-        await attempt.run.complete()
-        text = self._text(attempt.run.transcript.ids)
+        text = await attempt.speaker.complete()
         self._conclude(path, attempt, text)
-        async for event in self._whole(path, text, attempt.run.transcript.finish_reason):
+        async for event in self._whole(path, text, attempt.speaker.transcript.finish_reason):
             yield event
 
     async def _show_stream(self, path: Path, attempt: Try) -> AsyncGenerator[Event, None]:
         """Show text as it is decoded, each piece journalled before it is shown."""
         if self._replay.path is None:
             await self._journal(records.path_record(path))
-        texts = TextStream(self._company.tokenizer, self._request.sampling.stop)
-        text = texts.push(attempt.run.transcript.ids)
+        text = "".join(delta.text for delta in self._replay.deltas)
         unshown: list[int] = []
-        async with aclosing(attempt.run.stream()) as stream:
-            async for tokens in stream:
-                unshown.extend(tokens.ids)
-                if piece := texts.push(tokens.ids):
-                    text += piece
-                    yield await self._commit(path, Delta(self._num_deltas, piece), unshown)
-                    unshown = []
-        if piece := texts.finish():
-            text += piece
-            yield await self._commit(path, Delta(self._num_deltas, piece), unshown)
+        try:
+            async with aclosing(attempt.speaker.pieces()) as pieces:
+                async for piece in pieces:
+                    unshown.extend(piece.ids)
+                    if piece.text:
+                        text += piece.text
+                        delta = Delta(self._num_deltas, piece.text)
+                        yield await self._commit(path, delta, unshown)
+                        unshown = []
+        except Aborted:
+            await self._journal(records.lost_record())
+            raise
         self._conclude(path, attempt, text)
-        yield await self._finish(path, attempt.run.transcript.finish_reason)
+        yield await self._finish(path, attempt.speaker.transcript.finish_reason)
 
     def _conclude(self, path: Path, attempt: Try, text: str) -> None:
         """Verify an answer that stands, so that its decision tells what it is worth."""
-        transcript = attempt.run.transcript
-        verdicts = verify(self._plan, self._request, text)
-        if transcript.finish_reason == "stop" and _is_refused_schema(verdicts):
+        transcript = attempt.speaker.transcript
+        verdicts = (*transcript.remarks, *verify(self._plan, self._request, text))
+        is_ours = transcript.reported is None
+        if is_ours and transcript.finish_reason == "stop" and _is_refused_schema(verdicts):
             self._company.metrics.disagreements.labels(path.pool).inc()
         confidence = None
-        if path.pool == SLM and self._calibrator is not None and not self._replay.token_ids:
+        is_judgeable = not self._replay.token_ids and "margins" not in transcript.gaps
+        if path.pool == SLM and self._calibrator is not None and is_judgeable:
             confidence = self._calibrator.confidence(transcript.evidence())
         self._attempts.append(attempt.facts(verdicts, confidence))
 
@@ -163,8 +183,7 @@ class Answering:
         self, path: Path, text: str, finish: FinishReason
     ) -> AsyncGenerator[Event, None]:
         """Show a held answer in one piece, unless an earlier stream already did."""
-        call = tool_call(text) if self._plan.is_held and finish == "stop" else None
-        calls: tuple[ToolCall, ...] = (call,) if call else ()
+        calls = tool_calls(text) if self._plan.is_held and finish == "stop" else ()
         if (text or calls) and not self._replay.deltas:
             yield await self._commit(
                 path, Delta(self._num_deltas, "" if calls else text, calls), []
@@ -191,7 +210,9 @@ class Answering:
             workload=self._plan.workload_name,
             threshold=calibrator.threshold if calibrator else None,
             trace_id=format_trace_id(context.trace_id) if context.trace_flags.sampled else "",
-            is_resumable=self._entry is not None and self._entry.is_live,
+            is_resumable=self._entry is not None
+            and self._entry.is_live
+            and "resume" not in self._attempts[-1].gaps,
         )
         finished = Finished(finish_reason, self._attempts[-1].usage, decision)
         await self._journal(records.finished_record(finished))
@@ -230,10 +251,6 @@ class Answering:
     async def _journal(self, record: dict[str, object]) -> None:
         if self._entry is not None:
             await self._entry.append(record)
-
-    def _text(self, token_ids: list[int]) -> str:
-        texts = TextStream(self._company.tokenizer, self._request.sampling.stop)
-        return texts.push(token_ids) + texts.finish()
 
 
 def _is_refused_schema(verdicts: tuple[Verdict, ...]) -> bool:

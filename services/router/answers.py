@@ -17,6 +17,10 @@ Reason = Literal[
     "requested",
     "slm_unavailable",
 ]
+Gap = Literal[
+    "margins", "resume", "forced_tokens", "grammar", "adapter", "seed", "usage", "priority"
+]
+"""What an external engine did not give to an attempt; types.proto says what each means."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,8 @@ class Attempt:
     duration_s: float
     verdicts: tuple[Verdict, ...]
     worker: str
+    gaps: tuple[Gap, ...] = ()
+    """What the engine behind the pool did not give; none for native pools."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,11 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from prometheus_client import CollectorRegistry
 
 from services.router.admission import Admission
-from services.router.clients.attention import WorkerClient
+from services.router.casting import AnyPool, build_pools, make_compiler, read_tokenizer
 from services.router.clients.controller import ControllerClient
 from services.router.conductor import Conductor
 from services.router.holding import Holding
@@ -24,7 +23,6 @@ from services.router.journal import Journal, connect
 from services.router.metrics import RouterMetrics
 from services.router.plans import Planner
 from services.router.policy import LLM, SLM
-from services.router.pools import Pool
 from services.router.reporting import Reporter
 from services.router.sealing import KEY_BYTES, Sealer
 from services.router.servicer import RouterServicer
@@ -32,9 +30,6 @@ from services.router.settings import RouterSettings
 from services.router.stage import Stage
 from services.router.tenants import Tenants
 from services.router.tries import Company
-from services.router.watching import PoolWatch
-from understudy.discovery import open_discovery
-from understudy.grammar import Compiler
 from understudy.registry import Version, read_version
 from understudy.serving import PLAINTEXT, HealthState, Transport, text_or_file
 from understudy.text.tokenizer import Tokenizer
@@ -67,29 +62,20 @@ def build_router(
     transport: Transport = PLAINTEXT,
 ) -> Router:
     """Build a router; `health` turns ready once its pools have been seen."""
-    pools = {pool.name: Pool(pool.name) for pool in settings.parsed_pools()}
-    tokenizer = _tokenizer(settings)
+    tokenizer = read_tokenizer(settings.tokenizer)
     metrics = RouterMetrics(registry)
+    pools, watches = build_pools(settings.parsed_pools(), tokenizer, metrics, transport)
     holding = Holding(metrics)
     sealer = Sealer(_journal_key(settings))
     journal = Journal(connect(settings.control_redis), sealer, settings.journal_ttl_s)
     conductor = Conductor(
         _company(settings, pools, tokenizer, metrics, holding),
-        Planner(tokenizer, Compiler(tokenizer.source, eos_ids=tokenizer.eos_ids)),
+        Planner(tokenizer, make_compiler(tokenizer)),
         journal,
         max_prompt_bytes=settings.max_prompt_bytes,
         request_timeout_s=settings.request_timeout_s,
     )
     edge = _edge(settings, conductor, health, transport)
-    connect_worker = partial(
-        WorkerClient,
-        vocabulary_digest=tokenizer.vocabulary_digest,
-        peer=transport.peer("attention"),
-    )
-    watches = [
-        PoolWatch(pools[pool.name], open_discovery(pool.workers), connect_worker).run
-        for pool in settings.parsed_pools()
-    ]
     tasks: list[Callable[[], Awaitable[None]]] = [
         *watches,
         journal.run,
@@ -106,8 +92,8 @@ def build_router(
 
 def _company(
     settings: RouterSettings,
-    pools: Mapping[str, Pool],
-    tokenizer: Tokenizer,
+    pools: Mapping[str, AnyPool],
+    tokenizer: Tokenizer | None,
     metrics: RouterMetrics,
     holding: Holding,
 ) -> Company:
@@ -136,7 +122,7 @@ def _controller(settings: RouterSettings, transport: Transport) -> ControllerCli
 
 
 async def announce(
-    pools: Mapping[str, Pool],
+    pools: Mapping[str, AnyPool],
     edge: HttpServer | None,
     health: HealthState,
     startup_patience_s: float,
@@ -178,12 +164,6 @@ def _edge(
         max_concurrency=settings.max_requests,
         identity=transport.public,
     )
-
-
-def _tokenizer(settings: RouterSettings) -> Tokenizer:
-    is_gguf = settings.tokenizer.suffix == ".gguf"
-    read = Tokenizer.from_gguf if is_gguf else Tokenizer.from_file
-    return read(settings.tokenizer)
 
 
 def _version(settings: RouterSettings) -> Version | None:

@@ -10,6 +10,7 @@ from typing import Final
 from services.router.answers import Delta, Finished
 from services.router.journal import LEASE_S, Entry, JournalAwayError
 from services.router.records import Replay, extend, replay
+from understudy.errors import Aborted
 from understudy.rpc import Deadline
 
 _POLL_S: Final = 0.05
@@ -35,6 +36,11 @@ class Following:
             num_known, num_told = len(self._entry.records), len(self.found.deltas)
             is_ours = await self._look()
             extend(self.found, self._entry.records[num_known:])
+            if len(self.found.deltas) < num_told:
+                raise Aborted(
+                    "The engine of this answer broke off and cannot continue it; send the "
+                    "request again."
+                )
             for delta in self.found.deltas[num_told:]:
                 yield delta
             if self.found.finished is not None:

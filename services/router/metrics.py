@@ -12,7 +12,6 @@ from services.router.transcripts import Transcript
 from understudy.errors import REASONS
 from understudy.telemetry import Instruments
 
-PROVIDER: Final = "understudy"
 ATTEMPT_LABELS: Final = (
     "pool",
     "gen_ai_operation_name",
@@ -26,6 +25,11 @@ TOKEN_BUCKETS_S: Final = (
 HOLD_OUTCOMES: Final = ("served", "refused", "left")
 """A worker came, the wait was refused, or the caller or its deadline ended it."""
 REPORT_OUTCOMES: Final = ("taken", "failed")
+EXTERNAL_OUTCOMES: Final = (
+    "answered", "limited", "refused", "failed", "silent", "broken", "left",
+)  # fmt: skip
+"""Of one request to an external engine: HTTP 429, other 4xx, 5xx or garbled, no sign of life, a
+broken connection, a caller that left."""
 CONFIDENCE_BUCKETS: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.99)
 
 Exemplar = dict[str, str] | None
@@ -91,6 +95,12 @@ class RouterMetrics:
         self.reports = make.counter(
             "reports", "Reports of what is held, to the controller.", ("outcome",)
         )
+        self.external = make.counter(
+            "external_requests", "Requests to external engines, by their end.", ("pool", "outcome")
+        )
+        self.gaps = make.counter(
+            "attempt_gaps", "Attempts by what an external engine did not give.", ("pool", "gap")
+        )
         self.active = make.gauge("active_requests", "Requests being served.")
         self._start_at_zero()
 
@@ -104,6 +114,8 @@ class RouterMetrics:
             self.held.labels(pool)
             for outcome in HOLD_OUTCOMES:
                 self.holds.labels(pool, outcome)
+            for outcome in EXTERNAL_OUTCOMES:
+                self.external.labels(pool, outcome)
         for outcome in REPORT_OUTCOMES:
             self.reports.labels(outcome)
 
@@ -113,6 +125,7 @@ class RouterMetrics:
         transcript: Transcript,
         *,
         operation: str,
+        provider: str,
         model: str,
         exemplar: Exemplar,
     ) -> None:
@@ -123,7 +136,9 @@ class RouterMetrics:
         self.tokens.labels(attempt.pool, "completion").inc(usage.completion_tokens)
         self.cost.labels(attempt.pool).inc(attempt.cost)
         self.replacements.labels(attempt.pool).inc(transcript.num_replacements)
-        labels = (attempt.pool, operation, PROVIDER, model, attempt.model)
+        for gap in attempt.gaps:
+            self.gaps.labels(attempt.pool, gap).inc()
+        labels = (attempt.pool, operation, provider, model, attempt.model)
         for histogram, seconds in (
             (self.attempt_s, attempt.duration_s),
             (self.first_token_s, transcript.time_to_first_token_s),

@@ -15,7 +15,7 @@ from understudy.errors import InvalidArgument, UnsupportedSchema
 from understudy.grammar import Compiler, GrammarSource, check_schema, tools_schema
 from understudy.grammar.schema import Json
 from understudy.grammar.source import GrammarKind
-from understudy.text.tokenizer import Tokenizer
+from understudy.text.tokenizer import Prompt, Tokenizer
 from understudy.workloads import Workload, find_workload, workload_by_tools
 
 OutputType = Literal["text", "json", "tool_call"]
@@ -47,9 +47,13 @@ class Plan:
 
 
 class Planner:
-    """Makes plans with one tokenizer; safe between threads."""
+    """Makes plans with one tokenizer; safe between threads.
 
-    def __init__(self, tokenizer: Tokenizer, compiler: Compiler) -> None:
+    Without one (every pool is external) plans have no tokens, and engines refuse the schemas that
+    they cannot compile.
+    """
+
+    def __init__(self, tokenizer: Tokenizer | None, compiler: Compiler | None) -> None:
         self._tokenizer = tokenizer
         self._compiler = compiler
 
@@ -69,7 +73,7 @@ class Planner:
         return Plan(
             output_type="tool_call" if tools else "json" if schema is not None else "text",
             workload=None,
-            tokens=tuple(self._tokenizer.encode_prompt(generic_prompt(request, tools))),
+            tokens=self._tokens(generic_prompt(request, tools)),
             grammar=grammar,
             schema=schema,
             adapter="",
@@ -84,15 +88,20 @@ class Planner:
         return Plan(
             output_type=cast("OutputType", workload.output_type),
             workload=workload,
-            tokens=tuple(self._tokenizer.encode_prompt(workload.prompt(messages))),
+            tokens=self._tokens(workload.prompt(messages)),
             grammar=grammar,
             schema=_workload_schema(workload),
             adapter=workload.adapter,
             max_tokens=request.sampling.max_tokens or workload.max_answer_tokens,
         )
 
+    def _tokens(self, prompt: Prompt) -> tuple[int, ...]:
+        return tuple(self._tokenizer.encode_prompt(prompt)) if self._tokenizer else ()
+
     def _compile(self, grammar: GrammarSource, field: str) -> None:
         """Compile before a worker does, so that a refusal names the caller's field."""
+        if self._compiler is None:
+            return
         try:
             self._compiler.compile(grammar)
         except UnsupportedSchema as error:

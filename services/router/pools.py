@@ -10,7 +10,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 from services.router.answers import FinishReason
 from services.router.requests import Priority, Sampling
@@ -19,6 +19,8 @@ from understudy.grammar import GrammarSource
 PREFIX_STRIDE: Final = 64
 """Tokens between the points at which prefixes are remembered."""
 MAX_PREFIXES: Final = 4096
+PROVIDER: Final = "understudy"
+"""Who runs the models of native pools, in the GenAI conventions."""
 MAX_IMBALANCE: Final = 4
 """Sequences by which a worker may lead the least loaded one and still be picked for its prefix."""
 
@@ -146,6 +148,10 @@ def pick_address(loads: Mapping[str, int], preferred: str | None) -> str:
 
 class Pool:
     """A model and the workers that run it."""
+
+    provider: Final = PROVIDER
+    evidence: Final[Literal["native", "openai"]] = "native"
+    gives_margins: Final = True
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -52,6 +52,11 @@ def delta_record(delta: Delta, token_ids: Sequence[int]) -> Record:
     }
 
 
+def lost_record() -> Record:
+    """Note that what was shown cannot be continued: who asks again gets another answer."""
+    return {"kind": "lost"}
+
+
 def finished_record(finished: Finished) -> Record:
     """Note the end."""
     return {"kind": "finished", "finished": asdict(finished)}
@@ -94,6 +99,9 @@ def _apply(found: Replay, record: Record) -> None:
             calls = tuple(ToolCall(**call) for call in record["tool_calls"])
             found.deltas.append(Delta(len(found.deltas), record["text"], calls))
             found.token_ids.extend(record["token_ids"])
+        case "lost":
+            found.path = found.trial = found.trial_reason = None
+            found.deltas, found.token_ids = [], []
         case "finished":
             found.finished = _finished(record["finished"])
         case kind:
@@ -102,7 +110,8 @@ def _apply(found: Replay, record: Record) -> None:
 
 def _attempt(body: dict[str, Any]) -> Attempt:
     verdicts = tuple(Verdict(**verdict) for verdict in body["verdicts"])
-    return Attempt(**{**body, "usage": Usage(**body["usage"]), "verdicts": verdicts})
+    usage, gaps = Usage(**body["usage"]), tuple(body.get("gaps", ()))
+    return Attempt(**{**body, "usage": usage, "verdicts": verdicts, "gaps": gaps})
 
 
 def _finished(body: dict[str, Any]) -> Finished:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from services.router.policy import LLM, SLM
+from services.router.pool_settings import PoolSettings, parse_pool
 from services.router.sealing import parse_key
 from services.router.tenants import parse_keys
 from understudy.errors import InvalidArgument
@@ -17,25 +18,18 @@ from understudy.serving import SettingsError, parse_address, read_settings, text
 PREFIX: Final = "UNDERSTUDY_ROUTER_"
 
 
-@dataclass(frozen=True, slots=True)
-class PoolSettings:
-    """One pool: where its workers are and what is on stage there."""
-
-    name: str
-    workers: str
-    """Addresses separated by commas, or `k8s:namespace/service:port-name`."""
-    version_dir: Path | None
-    """Version directory of the SLM with its calibrators; none means that nothing is calibrated."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouterSettings:
     """What one router routes to, and its limits."""
 
     pools: str
-    """JSON list of {"name", "workers", "version_dir"}, or @file; the names are llm and slm."""
-    tokenizer: Path
-    """The `tokenizer.json` that all pools share, or a GGUF file that carries it."""
+    """JSON list of pools, or @file; the names are llm and slm. A native one is {"name", "workers",
+    "version_dir"}; one behind OpenAI-compatible engines is {"name", "kind": "openai", "urls",
+    "model", "position_parameters"} and may have "key_file", "ca_file", "max_context_tokens",
+    "logprobs", "version_dir", "connect_timeout_s" and "idle_timeout_s" (pool_settings.py)."""
+    tokenizer: Path | None = None
+    """The `tokenizer.json` that all native pools share, or a GGUF file that carries it; needed
+    unless every pool is external."""
     http_listen: str = "127.0.0.1:8080"
     """Address of the OpenAI-compatible edge; empty turns it off."""
     tls_dir: Path | None = None
@@ -105,7 +99,7 @@ class RouterSettings:
         """Return the pools, checked: `llm` exists, names are known and unique."""
         try:
             entries = json.loads(text_or_file(self.pools))
-            pools = tuple(_pool(entry) for entry in entries)
+            pools = tuple(parse_pool(entry) for entry in entries)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise SettingsError(
                 f"{PREFIX}POOLS is no JSON list of pools with name and workers: {error!r}."
@@ -113,6 +107,8 @@ class RouterSettings:
         names = [pool.name for pool in pools]
         if LLM not in names or not set(names) <= {SLM, LLM} or len(set(names)) != len(names):
             raise SettingsError(f"{PREFIX}POOLS names {names}; it needs llm, and may have slm.")
+        if self.tokenizer is None and any(pool.external is None for pool in pools):
+            raise SettingsError(f"{PREFIX}TOKENIZER is not set; native pools need it.")
         return pools
 
     def parsed_keys(self) -> dict[bytes, str]:
@@ -138,22 +134,6 @@ class RouterSettings:
                 f"{', '.join(reachable)} can be reached from outside and there are no API keys; "
                 f"set {PREFIX}API_KEYS, or {PREFIX}ALLOW_OPEN=true where the network guards it."
             )
-
-
-def _pool(entry: Mapping[str, object]) -> PoolSettings:
-    workers = entry["workers"]
-    directory = str(entry.get("version_dir") or "")
-    return PoolSettings(
-        name=str(entry["name"]),
-        workers=workers if isinstance(workers, str) else ",".join(map(str, _items(workers))),
-        version_dir=Path(directory) if directory else None,
-    )
-
-
-def _items(workers: object) -> list[object]:
-    if not isinstance(workers, list) or not workers:
-        raise ValueError("workers are a list of addresses, or text")
-    return workers
 
 
 def _is_loopback(address: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from services.router.external.pool import ExternalPool
 from services.router.plans import Plan
 from services.router.policy import AUTO, LLM, SLM
 from services.router.pools import Pool
@@ -27,12 +28,12 @@ class ModelCard:
 class Stage:
     """Pools by name, and the SLM's version with its calibrators."""
 
-    pools: Mapping[str, Pool]
+    pools: Mapping[str, Pool | ExternalPool]
     version: Version | None
     """None: the SLM has no calibrated version, so it answers only when asked for by name."""
 
     @property
-    def llm(self) -> Pool:
+    def llm(self) -> Pool | ExternalPool:
         """The pool that answers when the SLM does not."""
         return self.pools[LLM]
 
@@ -50,13 +51,24 @@ class Stage:
         return name
 
     def calibrator(self, plan: Plan) -> Calibrator | None:
-        """Return the calibrator for a plan, if the SLM's workers run the version it belongs to."""
+        """Return the calibrator for a plan, if the SLM runs the version it belongs to.
+
+        And gives the evidence it was measured on: engines do not tell forced tokens, so that the
+        same answers have other margins there.
+        """
         if self.version is None or plan.workload is None or SLM not in self.pools:
             return None
-        info = self.pools[SLM].info
+        pool = self.pools[SLM]
+        if not pool.gives_margins or pool.evidence != self.version.evidence:
+            return None
+        info = pool.info
         if info is not None and info.model != self.version.id:
             return None
         return self.version.calibrator(plan.workload.name, plan.output_type)
+
+    def can_continue(self, pool: str) -> bool:
+        """Whether an answer of which a part was shown can be continued in a pool."""
+        return not isinstance(self.pools[pool], ExternalPool)
 
     def position_parameters(self, pool: str) -> tuple[int, int]:
         """Return (parameters of a position in this pool, parameters of one in the LLM).

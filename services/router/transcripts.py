@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from services.router.answers import FinishReason, Usage
+from services.router.answers import FinishReason, Gap, Usage
 from services.router.pools import Tokens
 from understudy.evidence import Evidence
+from understudy.workloads import Verdict
 
 
 @dataclass(slots=True)
@@ -32,6 +33,12 @@ class Transcript:
     """When the first token of this attempt came."""
     held_s: float = 0.0
     """Seconds waited for a worker while the pool had none."""
+    reported: Usage | None = None
+    """What an external engine counted; its tokens are not known here."""
+    gaps: set[Gap] = field(default_factory=set)
+    """What an external engine did not give."""
+    remarks: tuple[Verdict, ...] = ()
+    """What an external engine said against its own answer."""
 
     def add(self, tokens: Tokens) -> None:
         """Append new tokens."""
@@ -54,7 +61,9 @@ class Transcript:
         )
 
     def usage(self, num_prompt_tokens: int) -> Usage:
-        """Return the token counts."""
+        """Return the token counts: an engine's own, or those of the tokens."""
+        if self.reported is not None:
+            return self.reported
         cached = min(self.cached_tokens, num_prompt_tokens)
         return Usage(num_prompt_tokens, len(self.ids), cached)
 
@@ -71,7 +80,9 @@ class Transcript:
     @property
     def time_per_output_token_s(self) -> float | None:
         """Seconds from the first token until now, for each token after it; None before a second."""
-        num_after_first = len(self.is_forced) - 1
+        reported = self.reported
+        num_tokens = len(self.is_forced) if reported is None else reported.completion_tokens
+        num_after_first = num_tokens - 1
         if self.first_token_s is None or num_after_first < 1:
             return None
         return (time.monotonic() - self.first_token_s) / num_after_first

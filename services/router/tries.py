@@ -11,11 +11,14 @@ from opentelemetry.trace import Span, Status, StatusCode, set_span_in_context, u
 from services.router.admission import Admission
 from services.router.answers import Attempt
 from services.router.attempts import AttemptRun, Job
+from services.router.external.pool import ExternalPool
+from services.router.external.runs import ExternalRun
 from services.router.holding import Holding, Patience
-from services.router.metrics import PROVIDER, RouterMetrics
+from services.router.metrics import RouterMetrics
 from services.router.plans import Plan
 from services.router.policy import AUTO, LLM, attempt_cost
 from services.router.requests import Request
+from services.router.speaking import NativeSpeaker, Speaker
 from services.router.stage import Stage
 from services.router.tenants import Tenants
 from understudy.errors import UnderstudyError
@@ -30,7 +33,8 @@ class Company:
     """What all requests of a router share."""
 
     stage: Stage
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
+    """None: no pool is native."""
     tenants: Tenants
     admission: Admission
     metrics: RouterMetrics
@@ -61,22 +65,22 @@ class Try:
     """A running attempt."""
 
     def __init__(
-        self, company: Company, assignment: Assignment, pool: str, run: AttemptRun
+        self, company: Company, assignment: Assignment, pool: str, speaker: Speaker
     ) -> None:
-        self.run = run
+        self.speaker = speaker
         self.pool = pool
         self._company = company
         self._assignment = assignment
 
     def facts(self, verdicts: Sequence[Verdict], confidence: float | None) -> Attempt:
         """Return the finished attempt and count it."""
-        transcript = self.run.transcript
+        transcript = self.speaker.transcript
         plan, request = self._assignment.plan, self._assignment.request
         usage = transcript.usage(len(plan.tokens))
         attempt = Attempt(
             pool=self.pool,
             model=transcript.model,
-            adapter=plan.adapter if self.pool == LLM else "",
+            adapter=plan.adapter if self.pool == LLM and "adapter" not in transcript.gaps else "",
             usage=usage,
             forced_tokens=sum(transcript.is_forced),
             confidence=confidence,
@@ -85,11 +89,13 @@ class Try:
             duration_s=transcript.duration_s,
             verdicts=tuple(verdicts),
             worker=transcript.worker,
+            gaps=tuple(sorted(transcript.gaps)),
         )
         self._company.metrics.count_attempt(
             attempt,
             transcript,
             operation=request.operation,
+            provider=self._company.stage.pools[self.pool].provider,
             model=request.model or AUTO,
             exemplar=exemplar(self._assignment.span.get_span_context()),
         )
@@ -115,7 +121,7 @@ def begin(
         attributes={
             names.POOL: pool,
             names.OPERATION: assignment.request.operation,
-            names.PROVIDER: PROVIDER,
+            names.PROVIDER: company.stage.pools[pool].provider,
             names.REQUEST_MODEL: assignment.request.model or AUTO,
         },
     )
@@ -123,15 +129,15 @@ def begin(
         parent = traceparent()
     patience = company.patience(pool, may_wake=may_wake)
     job = _job(company, assignment, pool, patience, parent)
-    run = AttemptRun(company.stage.pools[pool], company.holding, job, tuple(committed))
+    speaker = _speaker(company, assignment, pool, job, committed)
     try:
-        yield Try(company, assignment, pool, run)
+        yield Try(company, assignment, pool, speaker)
     except UnderstudyError as error:
         span.set_attribute(names.ERROR_TYPE, error.reason)
         span.set_status(Status(StatusCode.ERROR, error.reason))
         raise
     finally:
-        transcript = run.transcript
+        transcript = speaker.transcript
         usage = transcript.usage(len(assignment.plan.tokens))
         span.set_attributes(
             {
@@ -143,11 +149,24 @@ def begin(
                 names.COST: attempt_cost(usage, *company.stage.position_parameters(pool)),
             }
         )
+        if transcript.gaps:
+            span.set_attribute(names.GAPS, tuple(sorted(transcript.gaps)))
         if transcript.held_s:
             span.set_attribute(names.HELD_S, transcript.held_s)
         if transcript.is_ended:
             span.set_attribute(names.FINISH_REASONS, (transcript.finish_reason,))
         span.end()
+
+
+def _speaker(
+    company: Company, assignment: Assignment, pool: str, job: Job, committed: Sequence[int]
+) -> Speaker:
+    request, cast = assignment.request, company.stage.pools[pool]
+    if isinstance(cast, ExternalPool):
+        return ExternalRun(cast, company.holding, job, request)
+    assert company.tokenizer is not None
+    run = AttemptRun(cast, company.holding, job, tuple(committed))
+    return NativeSpeaker(run, company.tokenizer, request.sampling.stop)
 
 
 def _job(

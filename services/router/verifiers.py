@@ -21,18 +21,26 @@ def verify(plan: Plan, request: Request, text: str) -> tuple[Verdict, ...]:
     return tuple(verdicts)
 
 
-def tool_call(text: str) -> ToolCall | None:
-    """Read a verified tool call; None where the text is not a complete one."""
+def tool_calls(text: str) -> tuple[ToolCall, ...]:
+    """Read tool calls; none where the text is not a complete one.
+
+    One is what is asked for; an external engine may make several, which no verifier passes.
+    """
     try:
         body = json.loads(text)
-        name, arguments = body["name"], body["arguments"]
+        calls = body if isinstance(body, list) else [body]
+        return tuple(_tool_call(call["name"], call["arguments"]) for call in calls)
     except (ValueError, KeyError, TypeError):
-        return None
-    return ToolCall(
-        id=f"call_{secrets.token_hex(12)}",
-        name=str(name),
-        arguments_json=json.dumps(arguments, ensure_ascii=False, separators=(",", ":")),
-    )
+        return ()
+
+
+def _tool_call(name: object, arguments: object) -> ToolCall:
+    text = json.dumps(arguments, ensure_ascii=False, separators=(",", ":"))
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair can only be sent as an escape
+        text = json.dumps(arguments, separators=(",", ":"))
+    return ToolCall(id=f"call_{secrets.token_hex(12)}", name=str(name), arguments_json=text)
 
 
 def _schema_verdict(plan: Plan, text: str) -> Verdict:

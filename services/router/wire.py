@@ -57,6 +57,17 @@ _REASONS: Final = {
     "slm_unavailable": types_pb2.Decision.REASON_SLM_UNAVAILABLE,
 }
 
+_GAPS: Final = {
+    "margins": types_pb2.Attempt.GAP_MARGINS,
+    "resume": types_pb2.Attempt.GAP_RESUME,
+    "forced_tokens": types_pb2.Attempt.GAP_FORCED_TOKENS,
+    "grammar": types_pb2.Attempt.GAP_GRAMMAR,
+    "adapter": types_pb2.Attempt.GAP_ADAPTER,
+    "seed": types_pb2.Attempt.GAP_SEED,
+    "usage": types_pb2.Attempt.GAP_USAGE,
+    "priority": types_pb2.Attempt.GAP_PRIORITY,
+}
+
 
 def to_request(message: router_pb2.GenerateRequest) -> Request:
     """Return the request; raises InvalidArgument for what plain data cannot hold."""
@@ -204,6 +215,7 @@ def _attempt(attempt: Attempt) -> types_pb2.Attempt:
             for v in attempt.verdicts
         ],
         worker=attempt.worker,
+        gaps=[_GAPS[gap] for gap in attempt.gaps],
     )
 
 

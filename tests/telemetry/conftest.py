@@ -17,6 +17,7 @@ from tests.telemetry.tools import tool
 TRACED_MODULES = (
     "services.router.conductor",
     "services.router.tries",
+    "services.router.clients.openai",
     "services.experts.spans",
     "understudy.serving.running",
 )

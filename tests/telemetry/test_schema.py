@@ -55,7 +55,7 @@ def test_what_is_named_like_a_convention_is_one(schema: Schema) -> None:
 
 
 def test_own_names_begin_with_understudy(schema: Schema) -> None:
-    conventions = ("gen_ai.", "rpc.", "error.")
+    conventions = ("gen_ai.", "rpc.", "error.", "server.", "http.")
     for name in schema.attributes:
         assert name.startswith(("understudy.", *conventions)), name
     for name in schema.metrics:

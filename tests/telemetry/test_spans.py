@@ -27,7 +27,8 @@ from services.kvstore.servicer import SERVICE, SPANS, KvStoreServicer
 from services.kvstore.store import ChunkStore
 from tests.contract.kvstore.parts import encoded, to_proto
 from tests.contract.router.controllers import Sizing, serve_controller
-from tests.contract.router.parts import CALL, TIMEOUT_S, chat, snips
+from tests.contract.router.external import open_over
+from tests.contract.router.parts import CALL, TIMEOUT_S, answer, chat, snips
 from tests.unit.attention.parts import submission
 from understudy.api.kvstore.v1 import kvstore_pb2, kvstore_pb2_grpc
 from understudy.api.router.v1 import router_pb2
@@ -35,8 +36,9 @@ from understudy.errors import Aborted, InvalidArgument
 from understudy.rpc import open_channel
 from understudy.serving import ServingSettings, start_service
 from understudy.testing.fake_attention import FakeReply
+from understudy.testing.fake_engine import EngineReply, FakeEngine, spoken
 
-ROUTER = {"router.generate", "router.attempt"}
+ROUTER = {"router.generate", "router.attempt", "router.external"}
 WORKERS = {"attention.sequence", "attention.steps", "experts.compute"}
 KVSTORE = {"kvstore.lookup", "kvstore.get", "kvstore.put"}
 HASHES = [bytes([number]) * 32 for number in range(2)]
@@ -80,6 +82,9 @@ async def test_spans_of_the_router(
     town.llm.reply = lambda _: FakeReply(CALL, fail_after=1, error=InvalidArgument("No."))
     with pytest.raises(grpc.aio.AioRpcError):
         await answers(chat())
+    replies = iter([EngineReply(status=503, body=b" ")])
+    outside = await open_over(town, FakeEngine(lambda _: next(replies, spoken("Hello."))))
+    await answer(outside, chat())
     check(schema, exporter.get_finished_spans(), ROUTER)
 
 

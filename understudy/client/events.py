@@ -16,6 +16,7 @@ from understudy.client.results import (
     Delta,
     Finished,
     FinishReason,
+    Gap,
     Model,
     Started,
     ToolCall,
@@ -39,6 +40,17 @@ _DECISION_REASONS: Final = {
     types_pb2.Decision.REASON_NO_CALIBRATOR: DecisionReason.NO_CALIBRATOR,
     types_pb2.Decision.REASON_REQUESTED: DecisionReason.REQUESTED,
     types_pb2.Decision.REASON_SLM_UNAVAILABLE: DecisionReason.SLM_UNAVAILABLE,
+}
+
+_GAPS: Final = {
+    types_pb2.Attempt.GAP_MARGINS: Gap.MARGINS,
+    types_pb2.Attempt.GAP_RESUME: Gap.RESUME,
+    types_pb2.Attempt.GAP_FORCED_TOKENS: Gap.FORCED_TOKENS,
+    types_pb2.Attempt.GAP_GRAMMAR: Gap.GRAMMAR,
+    types_pb2.Attempt.GAP_ADAPTER: Gap.ADAPTER,
+    types_pb2.Attempt.GAP_SEED: Gap.SEED,
+    types_pb2.Attempt.GAP_USAGE: Gap.USAGE,
+    types_pb2.Attempt.GAP_PRIORITY: Gap.PRIORITY,
 }
 
 
@@ -111,4 +123,5 @@ def _to_attempt(attempt: types_pb2.Attempt) -> Attempt:
             for verdict in attempt.verdicts
         ),
         worker=attempt.worker,
+        gaps=tuple(_GAPS.get(gap, Gap.UNKNOWN) for gap in attempt.gaps),
     )

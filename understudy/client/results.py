@@ -38,9 +38,23 @@ class DecisionReason(StrEnum):
     UNKNOWN = "unknown"
 
 
+class Gap(StrEnum):
+    """Something that native pools give and an external engine did not; types.proto says more."""
+
+    MARGINS = "margins"
+    RESUME = "resume"
+    FORCED_TOKENS = "forced_tokens"
+    GRAMMAR = "grammar"
+    ADAPTER = "adapter"
+    SEED = "seed"
+    USAGE = "usage"
+    PRIORITY = "priority"
+    UNKNOWN = "unknown"
+
+
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call the model made; its arguments satisfy the tool's schema."""
+    """A call the model made; in a native pool its arguments satisfy the tool's schema."""
 
     id: str
     name: str
@@ -90,6 +104,7 @@ class Attempt:
     duration_s: float
     verdicts: tuple[Verdict, ...]
     worker: str
+    gaps: tuple[Gap, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from understudy.evidence import Calibrator, load_calibrator
 
 MANIFEST: Final = "manifest.json"
 FORMAT: Final = "understudy.version/1"
+NATIVE: Final = "native"
 _MAX_MANIFEST_BYTES: Final = 1 << 20
 _HASH_BLOCK_BYTES: Final = 1 << 20
 
@@ -32,6 +33,8 @@ class Version:
     model_digest: str
     """Digest of config and weights as the model library computes it, 64 hex digits."""
     calibrators: tuple[Calibrator, ...]
+    evidence: str = NATIVE
+    """Whose margins the calibrators were measured on: `native` workers, or an `openai` engine."""
 
     @property
     def id(self) -> str:
@@ -59,11 +62,12 @@ def read_version(directory: Path) -> Version:
     try:
         name, digest = str(manifest["name"]), str(manifest["model_digest"])
         files, calibrators = dict(manifest["files"]), list(manifest["calibrators"])
+        evidence = str(dict(manifest.get("facts") or {}).get("evidence", NATIVE))
     except (KeyError, TypeError, ValueError) as error:
         raise _malformed(directory / MANIFEST, error) from error
     version = Version(name, digest, ())
     found = [_calibrator(directory, str(file), files, version.id) for file in calibrators]
-    return Version(name, digest, tuple(found))
+    return Version(name, digest, tuple(found), evidence)
 
 
 def write_manifest(

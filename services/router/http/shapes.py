@@ -101,6 +101,7 @@ def facts(decision: Decision) -> Json:
         "cost": decision.cost,
         "cost_ratio": decision.cost_ratio,
         "attempts": len(decision.attempts),
+        "gaps": list(decision.attempts[-1].gaps),
         "trace_id": decision.trace_id,
     }
 
@@ -116,6 +117,8 @@ def fact_headers(decision: Decision) -> dict[str, str]:
     }
     if decision.confidence is not None:
         headers["x-understudy-confidence"] = f"{decision.confidence:.6g}"
+    if gaps := decision.attempts[-1].gaps:
+        headers["x-understudy-gaps"] = ",".join(gaps)
     return headers
 
 

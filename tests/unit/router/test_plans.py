@@ -8,7 +8,7 @@ import pytest
 
 from services.router.plans import Planner
 from services.router.requests import Message, Request, Sampling, Tool, ToolCall
-from services.router.verifiers import tool_call, verify
+from services.router.verifiers import tool_calls, verify
 from understudy.errors import InvalidArgument, NotFound, UnsupportedSchema
 from understudy.grammar import Compiler
 from understudy.testing.tiny_tokenizer import EOS_ID, tiny_tokenizer
@@ -112,11 +112,13 @@ def test_verifiers_check_the_schema_before_the_workload(planner: Planner) -> Non
 
 
 def test_tool_calls_are_read_only_when_complete() -> None:
-    call = tool_call('{"name":"go","arguments":{"to":"Köln"}}')
+    (call,) = tool_calls('{"name":"go","arguments":{"to":"Köln"}}')
     assert call is not None
     assert json.loads(call.arguments_json) == {"to": "Köln"}
-    assert tool_call('{"name":"go","argu') is None
-    assert tool_call("[]") is None
+    assert tool_calls('{"name":"go","argu') == ()
+    assert tool_calls("[]") == ()
+    (call,) = tool_calls('{"name":"go","arguments":{"to":"\\ud83d"}}')
+    assert call.arguments_json == '{"to":"\\ud83d"}'
 
 
 @pytest.mark.parametrize("bound", ["NaN", "1e999", "9" * 400])

@@ -240,6 +240,53 @@ class Attempt(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    class _Gap:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _GapEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Attempt._Gap.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        GAP_UNSPECIFIED: Attempt._Gap.ValueType  # 0
+        """Never sent."""
+        GAP_MARGINS: Attempt._Gap.ValueType  # 1
+        """No top-2 margin for every token: the answer has no confidence, and an SLM's never stands."""
+        GAP_RESUME: Attempt._Gap.ValueType  # 2
+        """The answer was shown as it came; had its engine broken off, it could not have been continued."""
+        GAP_FORCED_TOKENS: Attempt._Gap.ValueType  # 3
+        """Forced tokens were not marked; margins count all tokens."""
+        GAP_GRAMMAR: Attempt._Gap.ValueType  # 4
+        """The grammar has no OpenAI form and was not enforced; verifiers still checked the answer."""
+        GAP_ADAPTER: Attempt._Gap.ValueType  # 5
+        """The workload's adapter was not applied."""
+        GAP_SEED: Attempt._Gap.ValueType  # 6
+        """The seed was passed on, but the engine does not promise the same answer twice."""
+        GAP_USAGE: Attempt._Gap.ValueType  # 7
+        """Tokens were not counted by the engine: the prompt's by the router, the output's by events."""
+        GAP_PRIORITY: Attempt._Gap.ValueType  # 8
+        """The priority was not passed on."""
+
+    class Gap(_Gap, metaclass=_GapEnumTypeWrapper):
+        """Something that native pools give and an external engine did not."""
+
+    GAP_UNSPECIFIED: Attempt.Gap.ValueType  # 0
+    """Never sent."""
+    GAP_MARGINS: Attempt.Gap.ValueType  # 1
+    """No top-2 margin for every token: the answer has no confidence, and an SLM's never stands."""
+    GAP_RESUME: Attempt.Gap.ValueType  # 2
+    """The answer was shown as it came; had its engine broken off, it could not have been continued."""
+    GAP_FORCED_TOKENS: Attempt.Gap.ValueType  # 3
+    """Forced tokens were not marked; margins count all tokens."""
+    GAP_GRAMMAR: Attempt.Gap.ValueType  # 4
+    """The grammar has no OpenAI form and was not enforced; verifiers still checked the answer."""
+    GAP_ADAPTER: Attempt.Gap.ValueType  # 5
+    """The workload's adapter was not applied."""
+    GAP_SEED: Attempt.Gap.ValueType  # 6
+    """The seed was passed on, but the engine does not promise the same answer twice."""
+    GAP_USAGE: Attempt.Gap.ValueType  # 7
+    """Tokens were not counted by the engine: the prompt's by the router, the output's by events."""
+    GAP_PRIORITY: Attempt.Gap.ValueType  # 8
+    """The priority was not passed on."""
+
     POOL_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     ADAPTER_FIELD_NUMBER: _builtins.int
@@ -251,6 +298,7 @@ class Attempt(_message.Message):
     DURATION_FIELD_NUMBER: _builtins.int
     VERDICTS_FIELD_NUMBER: _builtins.int
     WORKER_FIELD_NUMBER: _builtins.int
+    GAPS_FIELD_NUMBER: _builtins.int
     pool: _builtins.str
     """Pool that ran it, such as "slm"."""
     model: _builtins.str
@@ -266,7 +314,7 @@ class Attempt(_message.Message):
     cost: _builtins.float
     """Cost in units of one LLM position (DESIGN section 9): positions from a cold start."""
     worker: _builtins.str
-    """Address of the attention worker."""
+    """Address of the attention worker, or URL of the external engine."""
     @_builtins.property
     def usage(self) -> Global___Usage:
         """Tokens of its prompt and output."""
@@ -278,6 +326,10 @@ class Attempt(_message.Message):
     @_builtins.property
     def verdicts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Verdict]:
         """Verdicts in the order in which verifiers ran."""
+
+    @_builtins.property
+    def gaps(self) -> _containers.RepeatedScalarFieldContainer[Global___Attempt.Gap.ValueType]:
+        """What the engine of an external pool did not give, sorted by name; empty for native pools."""
 
     def __init__(
         self,
@@ -293,10 +345,11 @@ class Attempt(_message.Message):
         duration: _duration_pb2.Duration | None = ...,
         verdicts: _abc.Iterable[Global___Verdict] | None = ...,
         worker: _builtins.str = ...,
+        gaps: _abc.Iterable[Global___Attempt.Gap.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_confidence", b"_confidence", "confidence", b"confidence", "duration", b"duration", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_confidence", b"_confidence", "adapter", b"adapter", "computed_positions", b"computed_positions", "confidence", b"confidence", "cost", b"cost", "duration", b"duration", "forced_tokens", b"forced_tokens", "model", b"model", "pool", b"pool", "usage", b"usage", "verdicts", b"verdicts", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_confidence", b"_confidence", "adapter", b"adapter", "computed_positions", b"computed_positions", "confidence", b"confidence", "cost", b"cost", "duration", b"duration", "forced_tokens", b"forced_tokens", "gaps", b"gaps", "model", b"model", "pool", b"pool", "usage", b"usage", "verdicts", b"verdicts", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__confidence: _TypeAlias = _typing.Literal["confidence"]  # noqa: Y015
     _WhichOneofArgType__confidence: _TypeAlias = _typing.Literal["_confidence", b"_confidence"]  # noqa: Y015

@@ -1,0 +1,143 @@
+"""An SLM behind an engine: trusted with margins of its own kind, never without them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.router.external import breaker
+from tests.contract.router.conftest import SLM_DIGEST, SLM_VERSION, calibrator
+from tests.contract.router.external import external, native, start
+from tests.contract.router.parts import answer, chat, snips
+from understudy.api.types.v1 import types_pb2
+from understudy.registry import write_manifest
+from understudy.testing.fake_attention import FakeReply
+from understudy.testing.fake_engine import (
+    DONE,
+    EngineReply,
+    FakeEngine,
+    call_chunk,
+    finish_chunk,
+    usage_chunk,
+)
+
+GAP = types_pb2.Attempt
+REASON = types_pb2.Decision
+LLM_CALL = '{"name":"GetWeather","arguments":{}}'
+
+
+def called(*margins: float | None, num_tokens: int | None = None) -> EngineReply:
+    """A call with a token for each margin."""
+    pieces = ["", '{"genre":', '"jazz"}']
+    named = zip(["PlayMusic", "", ""], pieces, margins, strict=True)
+    events = [call_chunk(name, piece, margin=margin) for name, piece, margin in named]
+    num_tokens = len(pieces) if num_tokens is None else num_tokens
+    return EngineReply([*events, finish_chunk("tool_calls"), usage_chunk(50, num_tokens), DONE])
+
+
+def write_version(directory: Path, evidence: str) -> Path:
+    directory.mkdir()
+    calibrator().save(directory / "calibrator.json")
+    write_manifest(
+        directory,
+        name="fake-slm",
+        model_digest=SLM_DIGEST,
+        files=[],
+        calibrators=["calibrator.json"],
+        facts={"evidence": evidence},
+    )
+    return directory
+
+
+async def open_slm(town: Any, engine: FakeEngine, evidence: str = "openai", **more: Any) -> Any:
+    version = write_version(town.directory / "external", evidence)
+    settings = {"logprobs": True, "version_dir": str(version), **more}
+    engine.cards["data"][0]["id"] = SLM_VERSION
+    slm = external("slm", await start(town, engine), model=SLM_VERSION, **settings)
+    town.llm.reply = lambda _: FakeReply(LLM_CALL)
+    return await town.open(pools=json.dumps([slm, native(town, "llm")]))
+
+
+async def test_an_answer_with_sure_margins_stands(town: Any) -> None:
+    engine = FakeEngine(lambda _: called(0.9, 0.8, 0.7))
+    house = await open_slm(town, engine)
+    (delta,), end = await answer(house, snips())
+    assert delta.tool_calls[0].name == "PlayMusic"
+    decision = end.decision
+    assert decision.reason == REASON.REASON_SLM_ACCEPTED
+    assert decision.attempts[0].confidence == pytest.approx(0.7)
+    assert list(decision.attempts[0].gaps) == [GAP.GAP_FORCED_TOKENS, GAP.GAP_GRAMMAR]
+    body = engine.asked[0].body
+    assert (body["logprobs"], body["top_logprobs"]) == (True, 2)
+
+
+async def test_an_answer_with_an_unsure_token_is_escalated(town: Any) -> None:
+    house = await open_slm(town, FakeEngine(lambda _: called(0.9, 0.2, 0.9)))
+    (delta,), end = await answer(house, snips())
+    assert delta.tool_calls[0].name == "GetWeather"
+    assert end.decision.reason == REASON.REASON_LOW_CONFIDENCE
+    assert [attempt.pool for attempt in end.decision.attempts] == ["slm", "llm"]
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [called(None, None, None), called(0.9, None, 0.9), called(0.9, 0.9, 0.9, num_tokens=9)],
+    ids=["none", "one-missing", "fewer-than-tokens"],
+)
+async def test_an_answer_without_all_margins_is_not_trusted(town: Any, reply: EngineReply) -> None:
+    house = await open_slm(town, FakeEngine(lambda _: reply))
+    _, end = await answer(house, snips())
+    decision = end.decision
+    assert (decision.pool, decision.reason) == ("llm", REASON.REASON_NO_CALIBRATOR)
+    slm, _ = decision.attempts
+    assert not slm.HasField("confidence")
+    assert GAP.GAP_MARGINS in slm.gaps
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"logprobs": False}, {"evidence": "native"}],
+    ids=["not-asked-for", "measured-on-native-workers"],
+)
+async def test_a_calibrator_of_other_evidence_is_not_used(
+    town: Any, change: dict[str, Any]
+) -> None:
+    engine = FakeEngine(lambda _: called(0.9, 0.9, 0.9))
+    house = await open_slm(town, engine, **change)
+    _, end = await answer(house, snips())
+    assert end.decision.reason == REASON.REASON_NO_CALIBRATOR
+    assert engine.asked == []
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 429, 500])
+async def test_whatever_an_slm_engine_refuses_goes_to_the_llm(town: Any, status: int) -> None:
+    house = await open_slm(town, FakeEngine(lambda _: EngineReply(status=status, body=b" ")))
+    _, end = await answer(house, snips())
+    assert (end.decision.pool, end.decision.reason) == ("llm", REASON.REASON_SLM_UNAVAILABLE)
+
+
+async def test_an_slm_engine_answers_when_it_is_asked_by_name(town: Any) -> None:
+    engine = FakeEngine(lambda _: called(0.9, 0.9, 0.9))
+    house = await open_slm(town, engine)
+    _, end = await answer(house, snips(model="slm"))
+    assert end.decision.reason == REASON.REASON_REQUESTED
+    assert end.decision.attempts[0].confidence == pytest.approx(0.9)
+    _, end = await answer(house, chat())
+    assert end.decision.pool == "llm"
+
+
+async def test_an_engine_that_gives_no_margins_is_let_alone_for_a_while(
+    town: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(breaker, "FIRST_REST_S", 60.0)
+    monkeypatch.setattr(breaker, "LONGEST_REST_S", 60.0)
+    engine = FakeEngine(lambda _: called(None, None, None))
+    house = await open_slm(town, engine)
+    for _ in range(5):
+        _, end = await answer(house, snips())
+        assert end.decision.reason == REASON.REASON_NO_CALIBRATOR
+    assert len(engine.asked) == 3
+    assert house.metric("attempt_gaps_total", pool="slm", gap="margins") == 3

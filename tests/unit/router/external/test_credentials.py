@@ -1,0 +1,29 @@
+"""Keys of engines: one line that fits a header, or a refusal that never shows them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from services.router.external.credentials import MAX_KEY_BYTES, read_key
+from services.router.external.port import EngineMisfit
+
+
+def test_a_key_is_read_without_its_line_end(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("sk-1\n", encoding="ascii")
+    assert read_key(tmp_path / "key") == "sk-1"
+    assert read_key(None) == ""
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\n", b"se cret", b"secret\nsecret", b"secret\x00", b"secret\xff", b"s" * 5000],
+)
+def test_what_is_no_key_is_refused_without_its_content(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "key").write_bytes(content)
+    with pytest.raises(EngineMisfit, match=str(tmp_path / "key")) as caught:
+        read_key(tmp_path / "key")
+    assert b"secret" not in str(caught.value).encode()
+    assert caught.value.__cause__ is None
+    assert MAX_KEY_BYTES < 5000
