@@ -1,4 +1,4 @@
-"""Pools behind engines of somebody else: what the router is told, and what is not started for them."""
+"""Pools behind engines of somebody else: what the router is told, what is not started for them."""
 
 import json
 from pathlib import Path
@@ -26,6 +26,7 @@ ENGINE: Final = {
     "model": "m",
     "positionParameters": 31_000_000_001,
 }
+REDIS: Final = ("redis-kv", "redis-control")
 NATIVE: Final = {"modelName": "m", "model": "smollm2", "ffn": "fused"}
 
 
@@ -52,7 +53,7 @@ def _pools(**pools: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_the_router_reads_what_the_values_say_of_engines(external_llm: list[Manifest]) -> None:
-    pools = {pool.name: pool for pool in _settings(external_llm).parse_pools()}
+    pools = {pool.name: pool for pool in _settings(external_llm).parsed_pools()}
     assert pools["slm"].external is None
     engine = pools["llm"].external
     assert engine is not None
@@ -64,7 +65,7 @@ def test_every_setting_of_an_engine_reaches_the_router(helm: Helm) -> None:
     more = {"maxContextTokens": 32768, "logprobs": True, "connectTimeoutS": 2.5, "idleTimeoutS": 90}
     slm = {"versionDir": "/models/v", "external": {**ENGINE, **more}}
     manifests = helm.render(values={"pools": _pools(slm=slm, llm={"external": ENGINE})})
-    slm_pool, llm_pool = _settings(manifests).parse_pools()
+    slm_pool, llm_pool = _settings(manifests).parsed_pools()
     assert slm_pool.version_dir == Path("/models/v")
     engine = slm_pool.external
     assert engine is not None and llm_pool.external is not None
@@ -76,7 +77,7 @@ def test_every_setting_of_an_engine_reaches_the_router(helm: Helm) -> None:
 def test_key_and_authority_are_mounted_where_the_router_reads_them(
     external_llm: list[Manifest],
 ) -> None:
-    [engine] = [pool.external for pool in _settings(external_llm).parse_pools() if pool.external]
+    [engine] = [pool.external for pool in _settings(external_llm).parsed_pools() if pool.external]
     pod = pod_of(named(external_llm, "Deployment", f"{PREFIX}-router"))
     [container] = pod["containers"]
     volumes = {one["name"]: one for one in pod["volumes"]}
