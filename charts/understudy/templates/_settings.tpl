@@ -149,7 +149,7 @@
       "allowOpen" false
       "apiKeys" "@/etc/understudy/keys/api-keys.json"
       "journalKey" "@/etc/understudy/keys/journal-key"
-      "tenantSecret" "@/etc/understudy/keys/tenant-secret") .Values.router.settings) -}}
+      "tenantSecret" "@/etc/understudy/keys/tenant-secret") (omit .Values.router.settings "tokenizer")) -}}
 {{- end -}}
 
 {{- define "understudy.distillerSettings" -}}
