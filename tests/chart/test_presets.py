@@ -56,7 +56,7 @@ def _workers(manifests: list[Manifest]) -> list[Manifest]:
 def test_there_are_presets_for_a_laptop_for_gpus_and_for_each_cloud(
     presets: dict[str, Any],
 ) -> None:
-    assert presets.keys() == {"laptop", "generic-gpu", *CLOUDS}
+    assert presets.keys() == {"laptop", "generic-gpu", "external-engines", *CLOUDS}
 
 
 def test_every_preset_is_named_in_the_readme(presets: dict[str, Any]) -> None:

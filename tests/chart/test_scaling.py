@@ -212,7 +212,7 @@ def test_pods_that_are_sized_name_the_ports_that_the_controller_reads(
 @pytest.mark.parametrize(
     ("pools", "sentence"),
     [
-        ([{"name": "slm"}], 'scaling.pools names "slm", which is none of pools'),
+        ([{"name": "slm"}], 'scaling.pools names "slm", which is none of pools that run here'),
         ([{"name": "llm"}, {"name": "llm"}], 'scaling.pools names "llm" twice'),
         (
             [{"name": "llm", "attention": {"minReplicas": 5}}],

@@ -23,6 +23,7 @@ from tests.chart.manifests import (
     workloads,
 )
 from tests.unit.weights.store_server import StoreServer, serving
+from understudy.weights.__main__ import BAD_SETTINGS, REFUSED
 from understudy.weights.settings import FetchSettings, ModelSource
 
 VALUES: Final = CHART / "ci" / "fetched-values.yaml"
@@ -66,6 +67,16 @@ def test_the_job_accepts_what_the_chart_gives_it(fetched: list[Manifest]) -> Non
     }
     assert sources["llm"].max_bytes == 200 * 1024**3
     assert sources["slm"].sums.count("\n") == 2
+
+
+def test_a_refusal_ends_the_job_and_anything_else_is_tried_again(fetched: list[Manifest]) -> None:
+    [job] = jobs(fetched)
+    [rule] = job["spec"]["podFailurePolicy"]["rules"]
+    assert rule["action"] == "FailJob"
+    codes = rule["onExitCodes"]
+    [container] = pod_of(job)["containers"]
+    assert (codes["containerName"], codes["operator"]) == (container["name"], "In")
+    assert set(codes["values"]) == {BAD_SETTINGS, REFUSED}
 
 
 def test_credentials_are_mounted_from_their_secrets_and_stand_nowhere(

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from understudy.errors import InvalidArgument, UnderstudyError
+from understudy.errors import FailedPrecondition, InvalidArgument, UnderstudyError
 from understudy.telemetry import configure_logging
 from understudy.weights.contents import sums_of
 from understudy.weights.credentials import Secret
@@ -19,7 +19,10 @@ from understudy.weights.store import Store
 from understudy.weights.waiting import wait_for
 from understudy.weights.web import Web
 
+FAILED: Final = 1
 BAD_SETTINGS: Final = 2
+REFUSED: Final = 3
+"""What trying again does not mend: a Job ends at once."""
 TERMINATED: Final = 143
 log = logging.getLogger("understudy.weights")
 
@@ -29,7 +32,7 @@ def fetch(environ: Mapping[str, str]) -> None:
     settings = FetchSettings.from_env(environ)
     models, store = settings.sources(), Store(settings.directory)
     with store.locked():
-        for removed in store.prune([model.folder for model in models]):
+        for removed in store.prune(settings.owner, [model.folder for model in models]):
             log.info("%s was removed: nothing wants it any more.", removed)
         fetcher = Fetcher(store, open_web)
         for model in models:
@@ -40,7 +43,7 @@ def adopt(directory: Path, folder: str) -> None:
     """Publish what the steps of a Job made in the folder that `begin` gave them."""
     store = Store(directory)
     with store.locked():
-        for removed in store.prune([folder]):
+        for removed in store.prune(folder.rpartition("-")[0], [folder]):
             log.info("%s was removed: nothing wants it any more.", removed)
         is_new = store.adopt(folder)
     log.info("%s %s.", folder, "is published" if is_new else "was there already and stays")
@@ -72,10 +75,12 @@ def main(arguments: Sequence[str]) -> int:
             sys.stdout.write(sums_of(chosen.folder).text)
     except UnderstudyError as error:
         sys.stderr.write(f"understudy weights: {error.message}\n")
-        return BAD_SETTINGS if isinstance(error, InvalidArgument) else 1
+        if isinstance(error, FailedPrecondition):
+            return REFUSED
+        return BAD_SETTINGS if isinstance(error, InvalidArgument) else FAILED
     except OSError as error:
         sys.stderr.write(f"understudy weights: the volume cannot be used: {error}\n")
-        return 1
+        return FAILED
     return 0
 
 

@@ -11,6 +11,7 @@ from understudy.serving import SettingsError, read_settings, text_or_file
 
 PREFIX: Final = "UNDERSTUDY_WEIGHTS_"
 MAX_MODELS: Final = 64
+OWNER: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 FOLDER: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?-[0-9a-f]{16}")
 """A model's name and the start of the digest of what it holds."""
 
@@ -46,6 +47,12 @@ class FetchSettings:
     """JSON list of models, or @file; the fields are those of ModelSource."""
     directory: Path
     """The volume; every model gets a folder of its own there."""
+    owner: str = "understudy"
+    """Whose models these are; what it wanted two changes ago is removed from the volume."""
+
+    def __post_init__(self) -> None:
+        if not OWNER.fullmatch(self.owner):
+            raise SettingsError(f"{PREFIX}OWNER is {self.owner!r}; use a-z, 0-9 and '-'.")
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Self:

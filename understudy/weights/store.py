@@ -3,11 +3,13 @@
     <folder>/                 published: the files, and RECORD, what they were checked to be
     .fetching/<folder>/parts  what came so far of files
     .fetching/<folder>/files  files that were checked
+    .fetching/wanted          what each owner wants, and wanted before
     .fetching/lock            held while a Job works here
 
-A folder is made ready beside its place and renamed, so whoever looks sees all of it or nothing. The
-folders of the run before stay, since workers may still read them and a rollback wants them; older
-ones are removed.
+A folder is made ready beside its place and renamed, so whoever looks sees all of it or nothing.
+Every owner of folders has a history there: the folders of its run before stay, since workers may
+still read them and a rollback wants them; what it wanted earlier is removed, and what is in no
+history is not ours.
 """
 
 import fcntl
@@ -26,7 +28,7 @@ from understudy.weights.settings import FOLDER
 
 RECORD: Final = f"{RESERVED}.json"
 FETCHING: Final = ".fetching"
-WANTED: Final = "wanted.json"
+WANTED: Final = "wanted"
 MAX_RECORD_BYTES: Final = 8 * 1024 * 1024
 
 
@@ -125,29 +127,25 @@ class Store:
         self.publish(folder, sums_of(self.checked(folder)))
         return True
 
-    def prune(self, wanted: Sequence[str]) -> list[str]:
-        """Remove folders that neither this run nor the one before wants; returns their names."""
-        now, before = self._history()
-        if sorted(wanted) != now:
-            now, before = sorted(wanted), now
-        removed = [
-            path.name
-            for path in (*self._root.iterdir(), *self._fetching.iterdir())
-            if FOLDER.fullmatch(path.name) and path.name not in {*now, *before}
-            if path.parent == self._fetching or (path / RECORD).is_file()
-        ]
+    def prune(self, owner: str, wanted: Sequence[str]) -> list[str]:
+        """Remove what this owner wanted before its run before, and nobody else wants.
+
+        Returns the names of the removed folders.
+        """
+        home = self._made(self._fetching / WANTED)
+        now, before = _history(home / owner)
+        if sorted(wanted) == now:
+            return []
+        others = [_history(path) for path in home.iterdir() if path.name != owner]
+        kept = {*wanted, *now, *(name for history in others for part in history for name in part)}
+        removed = sorted({*before} - kept)
         for name in removed:
             shutil.rmtree(self._root / name, ignore_errors=True)
+        # What came of a folder that was not finished is of no use to a rollback.
+        for name in {*removed, *now} - {*wanted}:
             shutil.rmtree(self._fetching / name, ignore_errors=True)
-        write_synced(self._fetching / WANTED, json.dumps({"now": now, "before": before}))
-        return sorted(set(removed))
-
-    def _history(self) -> tuple[list[str], list[str]]:
-        try:
-            said = json.loads((self._fetching / WANTED).read_text("utf-8"))
-            return list(said["now"]), list(said["before"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return [], []
+        write_synced(home / owner, json.dumps({"now": sorted(wanted), "before": now}))
+        return removed
 
     def _is_good(self, path: Path, digest: str, seen: Seen | None) -> bool:
         if not path.is_file():
@@ -159,6 +157,20 @@ class Store:
     def _made(self, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+
+def _history(path: Path) -> tuple[list[str], list[str]]:
+    """Return what an owner wants and wanted before; names that are no folders are left out."""
+    try:
+        with path.open("rb") as file:
+            said = json.loads(file.read(MAX_RECORD_BYTES))
+        now, before = (
+            [name for name in said[key] if isinstance(name, str) and FOLDER.fullmatch(name)]
+            for key in ("now", "before")
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return [], []
+    return now, before
 
 
 def read_record(folder: Path) -> Mapping[str, Seen] | None:

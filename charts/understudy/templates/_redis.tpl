@@ -3,10 +3,12 @@
 {{- .Values.redis.usersSecret | default (printf "%s-redis" (include "understudy.fullname" .)) -}}
 {{- end -}}
 
-{{/* Not empty where the chart starts the Redis of a role. Takes root and role. */}}
+{{/* Not empty where the chart starts the Redis of a role; where no pool runs here nobody has KV chunks.
+Takes root and role. */}}
 {{- define "understudy.isRedisBuiltIn" -}}
 {{- $redis := index .root.Values.redis .role -}}
-{{- if not (or $redis.externalUrl $redis.externalSecret) }}true{{ end -}}
+{{- $isUsed := or (eq .role "control") (include "understudy.pools" .root | fromYamlArray) -}}
+{{- if and $isUsed (not (or $redis.externalUrl $redis.externalSecret)) }}true{{ end -}}
 {{- end -}}
 
 {{/* URL of a Redis as an environment value: text, or a reference to a Secret. Takes root and role. */}}

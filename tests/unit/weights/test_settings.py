@@ -43,6 +43,11 @@ def test_models_that_cannot_be_meant_are_refused(models: Any, words: str) -> Non
         settings.sources()
 
 
+def test_an_owner_that_is_no_name_is_refused() -> None:
+    with pytest.raises(SettingsError, match="OWNER"):
+        FetchSettings(models="[]", directory=Path("/weights"), owner="../x")
+
+
 def _environment(volume: Path, models: list[dict[str, object]]) -> dict[str, str]:
     root = str(Path(__file__).resolve().parents[3])
     return {
@@ -97,7 +102,7 @@ def test_a_refusal_ends_the_job_with_a_sentence(server: StoreServer, volume: Pat
         [*COMMAND, "fetch"], env=_environment(volume, [entry]), capture_output=True, text=True,
         timeout=60, check=False,
     )  # fmt: skip
-    assert done.returncode == 1
+    assert done.returncode == 3
     assert done.stderr.splitlines()[-1].startswith("understudy weights: config.json is sha256:")
     assert not (volume / FOLDER / RECORD).exists()
 

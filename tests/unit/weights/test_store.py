@@ -25,19 +25,39 @@ def test_the_folders_of_the_run_before_stay_and_older_ones_go(volume: Path) -> N
     store = Store(volume)
     for wanted in (OLD, MID, MID, NEW):
         with store.locked():
-            removed = store.prune([wanted])
+            removed = store.prune("demo", [wanted])
             _publish(volume, wanted)
     assert removed == [OLD]
     assert {path.name for path in volume.iterdir()} == {".fetching", MID, NEW}
 
 
-def test_folders_that_were_not_published_here_are_left_alone(volume: Path) -> None:
-    for name in ("mine", "llm-ffffffffffffffff"):
+def test_what_another_owner_wants_or_nobody_named_is_left_alone(volume: Path) -> None:
+    foreign = {"mine", "llm-ffffffffffffffff"}
+    for name in foreign:
         (volume / name).mkdir()
     store = Store(volume)
-    with store.locked():
-        assert store.prune([NEW]) == []
-    assert {path.name for path in volume.iterdir()} == {"mine", "llm-ffffffffffffffff", ".fetching"}
+    for owner, wanted in (("other", OLD), ("demo", OLD), ("demo", MID), ("demo", NEW)):
+        assert store.prune(owner, [wanted]) == []
+        _publish(volume, wanted)
+    assert {path.name for path in volume.iterdir()} == {*foreign, OLD, MID, NEW, ".fetching"}
+
+
+def test_parts_of_what_is_not_wanted_any_more_are_removed(volume: Path) -> None:
+    store = Store(volume)
+    store.prune("demo", [OLD])
+    (store.parts(OLD) / "half").touch()
+    store.prune("demo", [NEW])
+    assert not (volume / ".fetching" / OLD).exists()
+
+
+def test_a_history_cannot_name_what_is_no_folder(volume: Path) -> None:
+    store = Store(volume)
+    home = volume / ".fetching" / "wanted"
+    home.mkdir(parents=True)
+    (volume / "mine").mkdir()
+    (home / "demo").write_text('{"now": [], "before": ["mine", "../x", 3]}')
+    assert store.prune("demo", [NEW]) == []
+    assert (volume / "mine").is_dir()
 
 
 def test_what_another_program_made_is_published_once(volume: Path) -> None:
@@ -57,9 +77,10 @@ def test_what_another_program_made_is_published_once(volume: Path) -> None:
 
 def test_a_broken_record_of_former_runs_is_none(volume: Path) -> None:
     store = Store(volume)
-    with store.locked():
-        (volume / ".fetching" / "wanted.json").write_text('{"now": 3')
-        assert store.prune([NEW]) == []
+    home = volume / ".fetching" / "wanted"
+    home.mkdir(parents=True)
+    (home / "demo").write_text('{"now": 3')
+    assert store.prune("demo", [NEW]) == []
 
 
 def test_two_jobs_do_not_work_in_one_volume(volume: Path) -> None:
