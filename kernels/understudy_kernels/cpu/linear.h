@@ -197,25 +197,39 @@ INLINE void multiply_tile(const float* x, int64_t x_stride, const float* panel,
   }
 }
 
+// As many columns side by side as give every sum time to be ready for its next product.
 template <int kRows>
 INLINE void multiply_some(int64_t num_rows, const float* x, int64_t x_stride, const float* panel,
-                          int64_t panel_stride, int64_t depth, float* sums, int64_t sums_stride) {
+                          int64_t panel_stride, int64_t column_stride, int64_t num_columns,
+                          int64_t depth, float* sums, int64_t sums_stride) {
   if (num_rows == kRows) {
-    multiply_tile<kRows, 1>(x, x_stride, panel, panel_stride, 0, depth, sums, sums_stride);
+    constexpr int wide = kRows * 4 <= kExactTile ? 4 : kRows * 2 <= kExactTile ? 2 : 1;
+    int64_t c = 0;
+    for (; c + wide <= num_columns; c += wide) {
+      multiply_tile<kRows, wide>(x, x_stride, panel + c * column_stride, panel_stride,
+                                 column_stride, depth, sums + c * kLanes, sums_stride);
+    }
+    for (; wide > 1 && c < num_columns; ++c) {
+      multiply_tile<kRows, 1>(x, x_stride, panel + c * column_stride, panel_stride, 0, depth,
+                              sums + c * kLanes, sums_stride);
+    }
   } else if constexpr (kRows > 1) {
-    multiply_some<kRows - 1>(num_rows, x, x_stride, panel, panel_stride, depth, sums, sums_stride);
+    multiply_some<kRows - 1>(num_rows, x, x_stride, panel, panel_stride, column_stride, num_columns,
+                             depth, sums, sums_stride);
   }
 }
 
-void multiply_rows(const float* x, int64_t x_stride, const float* panel, int64_t panel_stride,
-                   int64_t depth, float* sums, int64_t sums_stride, int64_t num_rows) {
+// Panels of 16 outputs lie `column_stride` apart, their sums side by side.
+void multiply_columns(const float* x, int64_t x_stride, const float* panel, int64_t panel_stride,
+                      int64_t column_stride, int64_t num_columns, int64_t depth, float* sums,
+                      int64_t sums_stride, int64_t num_rows) {
   for (int64_t t = 0, count; t < num_rows; t += count) {
     const int64_t left = num_rows - t;
     // Too few rows wait for their sums: eight are four and four, not six and two.
     const bool is_last = left <= kExactTile, is_even = left >= 2 * kExactTile;
     count = is_last ? left : is_even ? kExactTile : (left + 1) / 2;
-    multiply_some<kExactTile>(count, x + t * x_stride, x_stride, panel, panel_stride, depth,
-                              sums + t * sums_stride, sums_stride);
+    multiply_some<kExactTile>(count, x + t * x_stride, x_stride, panel, panel_stride, column_stride,
+                              num_columns, depth, sums + t * sums_stride, sums_stride);
   }
 }
 
@@ -253,7 +267,8 @@ void linear_exact(const Linear& linear, const float* x, int64_t stride, int64_t 
           panel_of(linear.format, linear.packed + at * bytes, k / kBlock + b,
                    panel + b * kPanelFloats);
         }
-        multiply_rows(x + start * stride + k, stride, panel, kLanes, used, sums, kLanes, count);
+        multiply_columns(x + start * stride + k, stride, panel, kLanes, 0, 1, used, sums, kLanes,
+                         count);
       }
       for (int64_t t = 0; t < count; ++t) {
         put(to, start + t, at, linear.num_out, load(sums + t * kLanes));
