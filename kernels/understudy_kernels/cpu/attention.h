@@ -82,10 +82,10 @@ INLINE void attend_split(const Attention& a, const AttentionTask& task, int64_t 
   for (int64_t start = split * kSplit; start < stop; start += kTile) {
     const int64_t count = least(kTile, stop - start);
     if (is_few) {
-      attend_rows(a, task, start, count, num_queries, w);
+      attend_rows(a, task, start, count, longest, num_queries, w);
       continue;
     }
-    read_rows(a, task, start, count, w.keys, w.values);
+    read_rows(a, task, start, count, longest, w.keys, w.values);
     for (int64_t first = 0; first < num_queries; first += kLanes) {
       LaneGroup group = lane_group(a.cache, first, w);
       look_at(a, task, start, first, num_queries, group);

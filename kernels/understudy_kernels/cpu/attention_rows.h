@@ -44,9 +44,10 @@ INLINE bool is_direct(const Cache& c) {
 }
 
 // Reads keys (transposed) and values of `count` tokens from `start`; the rest of the tile is zero.
+// Tokens of the next tile are fetched up to `limit`.
 template <int64_t kDtype>
 INLINE void turn_tile_of(const Attention& a, const AttentionTask& task, int64_t start,
-                         int64_t count, Workspace& w) {
+                         int64_t count, int64_t limit, Workspace& w) {
   const Cache& c = a.cache;
   const int32_t* table = a.tables + a.sequences[task.row] * a.table_stride;
   for (int64_t i = 0; i < kTile; i += kTurned) {
@@ -57,6 +58,7 @@ INLINE void turn_tile_of(const Attention& a, const AttentionTask& task, int64_t 
       __builtin_memset(w.values + i * c.value_dim, 0, kTurned * c.value_dim * sizeof(float));
       continue;
     }
+    fetch_ahead<kDtype>(a, task, start + kTile + i, least(limit, start + kTile + i + kTurned));
     // The block has room for all eight; what lies beyond `count` gets a weight of zero.
     const int64_t block = table[(start + i) / c.block_size], token = (start + i) % c.block_size;
     const int64_t key = offset_of(c.key_strides, block, token, task.kv_head);
@@ -102,11 +104,11 @@ INLINE void turn_any_tile(const Attention& a, const AttentionTask& task, int64_t
 }
 
 INLINE void turn_tile(const Attention& a, const AttentionTask& task, int64_t start, int64_t count,
-                      Workspace& w) {
+                      int64_t limit, Workspace& w) {
   if (!is_direct(a.cache)) return turn_any_tile(a, task, start, count, w);
-  if (a.cache.dtype == 0) return turn_tile_of<0>(a, task, start, count, w);
-  if (a.cache.dtype == 1) return turn_tile_of<1>(a, task, start, count, w);
-  turn_tile_of<2>(a, task, start, count, w);
+  if (a.cache.dtype == 0) return turn_tile_of<0>(a, task, start, count, limit, w);
+  if (a.cache.dtype == 1) return turn_tile_of<1>(a, task, start, count, limit, w);
+  turn_tile_of<2>(a, task, start, count, limit, w);
 }
 
 // Scales the visible scores; returns the greatest of them and of `seen`. What is not a number is
@@ -149,9 +151,9 @@ INLINE void weigh_scores(float* scores, int64_t visible, float scale, float& max
 
 // Attends to `count` tokens from `start`.
 INLINE void attend_rows(const Attention& a, const AttentionTask& task, int64_t start,
-                        int64_t count, int64_t num_queries, Workspace& w) {
+                        int64_t count, int64_t limit, int64_t num_queries, Workspace& w) {
   const int64_t key_dim = a.cache.key_dim, width = padded(a.cache.value_dim);
-  turn_tile(a, task, start, count, w);
+  turn_tile(a, task, start, count, limit, w);
   __builtin_memset(w.scores, 0, num_queries * kTile * sizeof(float));
   multiply_columns(w.queries, key_dim, w.keys, kTile, kLanes, (count + kLanes - 1) / kLanes,
                    key_dim, w.scores, kTile, num_queries);
