@@ -1,5 +1,4 @@
 // Quantised linear layers: int8 activations (fast) and float32 activations (exact).
-//
 // The sums of one (row, output) run over the blocks in ascending order in every variant, so one row
 // and a thousand rows give a row the same bits.
 #pragma once
@@ -8,8 +7,9 @@
 namespace understudy {
 namespace {
 
-constexpr int64_t kFastRows = 96;  // rows whose sums (6 KiB) stay in the first cache
-constexpr int64_t kExactRows = 96;
+constexpr int64_t kFastRows = 96, kExactRows = 96;  // whose sums (6 KiB) stay in the first cache
+constexpr int64_t kFewRows = kExactTile / 2;
+constexpr int64_t kSideBySide = 4;  // groups
 constexpr int64_t kExactBlocks = 8;  // 256 inputs of 16 outputs are 16 KiB of floats
 constexpr int64_t kPrefetchBytes = 2048;
 
@@ -233,27 +233,36 @@ void multiply_columns(const float* x, int64_t x_stride, const float* panel, int6
   }
 }
 
-// One row would wait for each sum; four groups side by side hide that.
-void one_row_exact(const Linear& linear, const float* x, int64_t bytes, const Output& to,
-                   int64_t group) {
-  constexpr int columns = 4;
-  alignas(64) float panels[columns][kPanelFloats];
-  alignas(64) float sums[columns * kLanes] = {};
+// A few rows would wait for each sum; four groups side by side hide that.
+void few_rows_exact(const Linear& linear, const float* x, int64_t stride, int64_t num_rows,
+                    int64_t bytes, const Output& to, int64_t group) {
+  alignas(64) float panels[kSideBySide][kPanelFloats], sums[kFewRows * kSideBySide * kLanes] = {};
   for (int64_t k = 0; k < linear.num_in; k += kBlock) {
-    for (int c = 0; c < columns; ++c) {
+    const int64_t used = least(kBlock, linear.num_in - k);
+    for (int c = 0; c < kSideBySide; ++c) {
       panel_of(linear.format, linear.packed + (group + c) * bytes, k / kBlock, panels[c]);
     }
-    multiply_tile<1, columns>(x + k, 0, panels[0], kLanes, kPanelFloats,
-                              least(kBlock, linear.num_in - k), sums, 0);
+    if (num_rows == 1) {
+      multiply_tile<1, kSideBySide>(x + k, 0, panels[0], kLanes, kPanelFloats, used, sums, 0);
+    } else {
+      multiply_columns(x + k, stride, panels[0], kLanes, kPanelFloats, kSideBySide, used, sums,
+                       kSideBySide * kLanes, num_rows);
+    }
   }
-  for (int c = 0; c < columns; ++c) put(to, 0, group + c, linear.num_out, load(sums + c * kLanes));
+  for (int64_t t = 0; t < num_rows; ++t) {
+    for (int64_t c = 0; c < kSideBySide; ++c) {
+      put(to, t, group + c, linear.num_out, load(sums + (t * kSideBySide + c) * kLanes));
+    }
+  }
 }
 
 void linear_exact(const Linear& linear, const float* x, int64_t stride, int64_t num_rows,
                   const Output& to, int64_t begin, int64_t end) {
   const int64_t bytes = group_bytes(linear.format, linear.num_in);
   int64_t group = begin;
-  for (; num_rows == 1 && group + 4 <= end; group += 4) one_row_exact(linear, x, bytes, to, group);
+  for (; num_rows <= kFewRows && group + kSideBySide <= end; group += kSideBySide) {
+    few_rows_exact(linear, x, stride, num_rows, bytes, to, group);
+  }
   alignas(64) float panel[kExactBlocks * kPanelFloats];
   alignas(64) float sums[kExactRows * kLanes];
   const int64_t depth = kExactBlocks * kBlock;
