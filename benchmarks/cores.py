@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import torch
 from opentelemetry.trace import NoOpTracer
 from prometheus_client import CollectorRegistry
 
 from services.attention.blocks import BlockManager
 from services.attention.core import EngineCore
 from services.attention.decoding import Decoding
-from services.attention.loading import load_weights, serve_model
+from services.attention.loading import load_weights, resolve_kv_dtype, serve_model
 from services.attention.metrics import EngineMetrics
 from services.attention.observers import NoObserver
 from services.attention.runner import ModelRunner
@@ -20,6 +21,7 @@ from services.attention.settings import AttentionSettings
 from services.attention.sharing import ChainKeys
 from understudy.model.config import ModelConfig
 from understudy.model.decoder import Compute, Decoder
+from understudy.model.kv_planes import DTYPES
 from understudy.model.packed import Packed
 from understudy.model.paged import PagedKv
 from understudy.model.transformer import Transformer
@@ -49,6 +51,10 @@ class Model:
     vocab_size: int
     compute: Compute = "reference"
     """The arithmetic that was to be had."""
+    kv_dtype: torch.dtype = torch.float32
+    """What a worker caches keys and values in by default."""
+    doubling_context: int = 0
+    """What a worker weighs tokens of a prompt by."""
     weight_bytes: int = 0
     """What the packed matrices take."""
 
@@ -66,7 +72,9 @@ def smollm2(compute: Compute = "exact") -> Model:
         served.model,
         served.vocabulary.size,
         loaded.compute,
-        sum(data.numel() for data in packed),
+        weight_bytes=sum(data.numel() for data in packed),
+        kv_dtype=DTYPES[resolve_kv_dtype(settings, loaded.compute).kv_dtype],
+        doubling_context=served.doubling_context,
     )
 
 
@@ -85,13 +93,14 @@ def make_core(
     mixed_budget: int = 0,
 ) -> tuple[EngineCore, Scheduler]:
     """Return an engine core over fresh KV, and its scheduler."""
-    kv = PagedKv(model.decoder.config, num_blocks, BLOCK_SIZE)
+    kv = PagedKv(model.decoder.config, num_blocks, BLOCK_SIZE, model.kv_dtype)
     scheduler = Scheduler(
         BlockManager(num_blocks, BLOCK_SIZE),
         token_budget=token_budget,
         max_sequences=max_sequences,
         max_waiting=max_waiting,
         mixed_budget=mixed_budget,
+        doubling_context=model.doubling_context,
         next_hash=ChainKeys({"": b"d" * 32}, BLOCK_SIZE).next_hash,
     )
     core = EngineCore(

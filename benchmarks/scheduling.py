@@ -255,7 +255,7 @@ def main() -> None:
     num_rounds = 1 if wanted.quick else 5
     found: dict[str, object] = {"machine": machine()}
     print(" ".join(f"{name}={value}" for name, value in machine().items()))
-    budgets = (8, 16, WHOLE) if wanted.quick else (8, 16, 32, 64, 256, WHOLE)
+    budgets = (8, 12, WHOLE) if wanted.quick else (8, 12, 16, 32, 64, 256, WHOLE)
     teacher = smollm2(wanted.compute)
     print(f"arithmetic: {teacher.compute}")
     if not wanted.quick:  # in a quick run the short prompts of each arm have to warm it up

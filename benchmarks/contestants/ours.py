@@ -15,6 +15,7 @@ from benchmarks.cores import BLOCK_SIZE, make_core, smollm2, submission
 from services.attention.core import EngineCore
 from services.attention.sequence import Priority
 from understudy.model.decoder import Compute
+from understudy.model.kv_planes import block_bytes
 
 MAX_SEQUENCES = 8
 ROOM = 12_288
@@ -62,10 +63,10 @@ class Ours:
         return {
             "compute": self._model.compute,
             "weight_bytes": self._model.weight_bytes,
-            "kv_bytes_per_token": config.num_layers * 2 * config.num_kv_heads * config.head_dim * 4,
+            "kv_bytes_per_token": block_bytes(config, 1, self._model.kv_dtype),
             "layer_macs": config.cost_per_position() - head_macs,
             "head_macs": head_macs,
-            "attention_macs": config.num_layers * 2 * config.num_heads * config.head_dim,
+            "attention_macs": config.cost_per_seen(),
         }
 
     def _start(self, tokens: list[int], max_tokens: int) -> None:

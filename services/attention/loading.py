@@ -5,16 +5,23 @@ with FailedPrecondition naming the file.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from services.attention.filling import doubling_context
 from services.attention.settings import AttentionSettings
 from understudy.chunks import config_digest
 from understudy.errors import FailedPrecondition
 from understudy.model.adapter import Adapter, load_adapter
 from understudy.model.config import ModelConfig
-from understudy.model.decoder import Decoder, make_decoder, prepare_adapter, resolve_compute
+from understudy.model.decoder import (
+    Compute,
+    Decoder,
+    make_decoder,
+    prepare_adapter,
+    resolve_compute,
+)
 from understudy.model.ffn import Experts, is_placed
 from understudy.model.kv_planes import DTYPES, block_bytes
 from understudy.model.locate import locate_model
@@ -42,6 +49,13 @@ class ServedModel:
     max_context: int
 
     @property
+    def doubling_context(self) -> int:
+        """The context at which a token of a prompt costs twice what it does at its beginning."""
+        config = self.model.config
+        head_macs = config.vocab_size * config.embedding_width
+        return doubling_context(config.cost_per_position() - head_macs, config.cost_per_seen())
+
+    @property
     def eos_ids(self) -> tuple[int, ...]:
         """Tokens that end an output."""
         return self.model.config.eos_ids or self.vocabulary.eos_ids
@@ -57,6 +71,7 @@ def serve_model(
     settings: AttentionSettings, loaded: LoadedModel, experts: Experts | None = None
 ) -> ServedModel:
     """Load what goes with the weights and reserve KV; feed-forwards are local without `experts`."""
+    settings = resolve_kv_dtype(settings, loaded.compute)
     config, weights = loaded.config, loaded.stored
     vocabulary = load_vocabulary(settings, config)
     if experts is not None:
@@ -86,8 +101,18 @@ def serve_model(
     )
 
 
+def resolve_kv_dtype(settings: AttentionSettings, compute: Compute) -> AttentionSettings:
+    """Return the settings with the type of keys and values named; `compute` is the resolved one."""
+    if settings.kv_dtype != "auto":
+        return settings
+    return replace(settings, kv_dtype="float16" if compute == "fast" else "float32")
+
+
 def resolve_num_blocks(settings: AttentionSettings, config: ModelConfig) -> int:
-    """Return the number of KV blocks: as set, or what fits the memory set for them."""
+    """Return the number of KV blocks: as set, or what fits the memory set for them.
+
+    `settings` name the type of keys and values, as `resolve_kv_dtype` returns them.
+    """
     if settings.num_blocks:
         return settings.num_blocks
     size_bytes = block_bytes(config, settings.block_size, DTYPES[settings.kv_dtype])

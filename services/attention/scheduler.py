@@ -1,9 +1,9 @@
 """Decides what the next step computes: continuous batching under a constant token budget.
 
 Decodes go first, one token each plus whatever the grammar forced; chunks of prompts fill the rest
-of the budget exactly, so a long prompt slows running answers by a bounded amount (Dynamic
-SplitFuse, DeepSpeed-FastGen, arXiv 2401.08671). The budget is a constant, and a smaller constant
-in steps in which somebody waits for tokens: a prompt that delays nobody goes in large chunks.
+of the budget, so a long prompt slows running answers by a bounded amount (Dynamic SplitFuse,
+DeepSpeed-FastGen, arXiv 2401.08671). The budget is a constant, and a smaller constant in steps in
+which somebody waits for tokens: a prompt that delays nobody goes in large chunks.
 Classes go in order of urgency; sequences of batch priority get at most their share of a step in
 which others are live, so they fill gaps and delay nobody by more than that share. A class whose
 next sequence finds no room holds back the less urgent ones. A running sequence that got nothing
@@ -18,7 +18,7 @@ from typing import Final
 
 from services.attention.blocks import BlockManager
 from services.attention.fairness import DECODE_WEIGHT, TenantCounters
-from services.attention.filling import ScheduledChunk, StepPlan, step_budget
+from services.attention.filling import ScheduledChunk, StepPlan, batch_budget, step_budget
 from services.attention.forecast import Backlog, Outlook, outlook
 from services.attention.preemption import Preemption
 from services.attention.residency import Admission, NextHash, Residency
@@ -47,15 +47,18 @@ class Scheduler:
         next_hash: NextHash,
         batch_share: float = 0.25,
         mixed_budget: int = 0,
+        doubling_context: int = 0,
     ) -> None:
         """`next_hash(sequence, index)` names full block `index` of a sequence that shares KV.
 
         `batch_share` is the part of a step that batch priority gets while others are live;
-        `mixed_budget` bounds steps that decode for others (`step_budget`); 0 changes nothing.
+        `mixed_budget` bounds steps that decode for others, in which tokens of prompts weigh more
+        with their context (`step_budget`, `StepPlan`); 0 changes nothing.
         """
         self.blocks = blocks
         self._token_budget = token_budget
         self._mixed_budget = min(mixed_budget or token_budget, token_budget)
+        self._doubling_context = doubling_context
         self._batch_share = batch_share
         self._max_waiting = max_waiting
         self._counters = {priority: TenantCounters() for priority in Priority}
@@ -172,18 +175,19 @@ class Scheduler:
     def schedule(self) -> list[ScheduledChunk]:
         """Return the chunks of the next step; every one has its blocks."""
         decoding = self._running(is_decoding=True)
-        budget = step_budget(
-            self._token_budget, self._mixed_budget, decoding, self._num_unread_tokens
-        )
-        plan = StepPlan(budget, self._batch_budget(budget))
+        backlog = self._backlog()
+        budget = step_budget(self._token_budget, self._mixed_budget, decoding, backlog)
+        live = (*self._residency.running, *self._residency.line)
+        doubling = self._doubling_context if budget < self._token_budget else 0
+        plan = StepPlan(budget, batch_budget(budget, self._batch_share, live), doubling)
         self._serve_stalled(plan, budget)
         for sequence in decoding:
-            self._serve(plan, sequence, plan.room(sequence.priority))
+            self._serve(plan, sequence, plan.fitting(sequence))
         is_held_up = self._admit_overdue(plan)
         for priority in Priority:
             for sequence in self._running(is_decoding=False):
                 if sequence.priority is priority:
-                    self._serve(plan, sequence, plan.room(priority))
+                    self._serve(plan, sequence, plan.fitting(sequence))
             is_held_up = is_held_up or self._admit(plan, priority)
         self._note_stalls(plan)
         return plan.chunks
@@ -200,8 +204,8 @@ class Scheduler:
         """Record that a chunk was computed; seals the blocks it filled when KV is shared."""
         sequence = chunk.sequence
         if sequence.is_decoding:
-            served = DECODE_WEIGHT * chunk.num_tokens
-            self._counters[sequence.priority].charge(sequence.tenant, served)
+            counters = self._counters[sequence.priority]
+            counters.charge(sequence.tenant, DECODE_WEIGHT * chunk.num_tokens)
         sequence.num_computed += chunk.num_tokens
         sequence.computed_positions += chunk.num_tokens
         self._residency.seal(sequence)
@@ -240,16 +244,6 @@ class Scheduler:
             num_tokens = num_left if is_running else sequence.num_uncached
             if num_tokens:
                 yield Backlog(sequence.priority, sequence.tenant, num_tokens, is_running)
-
-    def _num_unread_tokens(self) -> int:
-        """Return the backlog without that of batch priority, which is in no hurry."""
-        return sum(one.num_tokens for one in self._backlog() if one.priority < Priority.BATCH)
-
-    def _batch_budget(self, budget: int) -> int:
-        live = (*self._residency.running, *self._residency.line)
-        if all(sequence.priority is Priority.BATCH for sequence in live):
-            return budget
-        return max(1, int(budget * self._batch_share))
 
     def _running(self, *, is_decoding: bool) -> list[Sequence]:
         by_urgency = sorted(self._residency.running, key=lambda s: (s.priority, s.arrival))
@@ -297,7 +291,7 @@ class Scheduler:
         admission = self._residency.try_admit(plan, sequence)
         if admission is Admission.ADMITTED:
             self._awaiting.discard(sequence.key)
-            plan.add(sequence, min(sequence.num_pending, plan.room(sequence.priority)))
+            plan.add(sequence, min(sequence.num_pending, plan.fitting(sequence)))
         elif admission is Admission.AWAITS_PREFIX and sequence.key not in self._awaiting:
             self._awaiting.add(sequence.key)
             self.num_deferrals += 1

@@ -9,6 +9,8 @@ from understudy.serving import SettingsError, read_settings
 
 PREFIX: Final = "UNDERSTUDY_ATTENTION_"
 
+KvDtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionSettings:
@@ -34,14 +36,16 @@ class AttentionSettings:
     must be the same. 16 bits halve the memory; int8 and int4, with a scale for every 32 inputs,
     take a quarter and an eighth of it. Matrices of a smaller type keep the file's format, except
     for `reference`."""
-    kv_dtype: Literal["float32", "bfloat16", "float16", "int8"] = "float32"
-    """Type that keys and values are cached in; int8 has a scale per token and head."""
+    kv_dtype: KvDtype = "auto"
+    """Type that keys and values are cached in; int8 has a scale per token and head. `auto` takes
+    float16 where `compute` is `fast` and float32 otherwise: `exact` promises float32 throughout."""
     token_budget: int = 256
     """Positions computed per step, at most: larger chunks of a prompt are computed faster."""
-    mixed_token_budget: int = 8
+    mixed_token_budget: int = 12
     """Positions computed per step while answers run, at most, or twice as many as they decode where
-    that is more: bounds the time between their tokens while a prompt arrives. Where prompts queue
-    a step takes what reads them all in 256 steps. `benchmarks.scheduling` measures it."""
+    that is more: bounds the time between their tokens while a prompt arrives. Late tokens of a long
+    prompt count for several; where prompts queue, a step is as large as a 256th of what waits to be
+    read. `benchmarks.scheduling` measures what it costs and gains."""
     batch_share: float = 0.25
     """Part of a step that sequences of batch priority get while others are live, (0, 1]: bounds
     how much longer they make a step. Alone they get all of it."""

@@ -228,6 +228,7 @@ def _make_core(
             max_sequences=settings.max_sequences,
             max_waiting=settings.max_waiting,
             mixed_budget=settings.mixed_token_budget,
+            doubling_context=served.doubling_context,
             batch_share=settings.batch_share,
             next_hash=keys.next_hash,
         ),

@@ -75,23 +75,31 @@ static void compare_linear(const Kernels& a, const Kernels& b, int64_t format, i
   }
 }
 
-static void compare_attention(const Kernels& a, const Kernels& b) {
-  const int64_t num_blocks = 40, block_size = 16, dim = 40, heads = 3;
+// Two rows are a few queries, sixteen are a prompt's; float16 is read from the lower half.
+static void compare_attention(const Kernels& a, const Kernels& b, int64_t num_rows, int64_t dtype) {
+  const int64_t num_blocks = 40, block_size = 16, dim = 48, heads = 3;
   auto keys = normal(num_blocks * block_size * dim, 1.0f), values = normal(num_blocks * block_size * dim, 1.0f);
-  const auto query = normal(2 * heads * dim, 1.0f);
-  std::vector<int32_t> table(num_blocks), sequences = {0, 0}, lengths = {299, 300};
+  for (auto* cached : {&keys, &values}) {
+    auto* halves = reinterpret_cast<uint16_t*>(cached->data());
+    for (size_t i = 0; dtype == 2 && i < 2 * cached->size(); ++i) {
+      halves[i] = static_cast<uint16_t>((random_bits() & 0x83ff) | 0x3800);
+    }
+  }
+  const auto query = normal(num_rows * heads * dim, 1.0f);
+  std::vector<int32_t> table(num_blocks), sequences(num_rows, 0), lengths(num_rows);
+  for (int32_t i = 0; i < num_rows; ++i) lengths[i] = 301 - static_cast<int32_t>(num_rows) + i;
   for (int32_t i = 0; i < num_blocks; ++i) table[i] = (i * 7) % 40;
   std::vector<float> results[2];
   for (int which = 0; which < 2; ++which) {
-    results[which].assign(2 * heads * dim, 0.0f);
+    results[which].assign(num_rows * heads * dim, 0.0f);
     Attention attention = {};
-    attention.cache = {keys.data(), values.data(), nullptr, nullptr, 0, {block_size * dim, dim, dim}, {block_size * dim, dim, dim}, {}, {}, num_blocks, block_size, 1, dim, dim};
+    attention.cache = {keys.data(), values.data(), nullptr, nullptr, dtype, {block_size * dim, dim, dim}, {block_size * dim, dim, dim}, {}, {}, num_blocks, block_size, 1, dim, dim};
     attention.query = query.data(), attention.attended = results[which].data();
     attention.tables = table.data(), attention.sequences = sequences.data(), attention.lengths = lengths.data();
     attention.table_stride = num_blocks, attention.num_heads = heads, attention.scale = 0.15f;
-    (which ? b : a).attend(attention, {0, 2, 0, 0, heads, 0, 2, nullptr});
+    (which ? b : a).attend(attention, {0, num_rows, 0, 0, heads, 0, 2, nullptr});
   }
-  expect("attend", 0, results[0], results[1], 0.0f);
+  expect("attend", dtype, results[0], results[1], 0.0f);
 }
 
 int main() {
@@ -99,7 +107,9 @@ int main() {
   for (int64_t format = 0; format < kNumFormats; ++format) {
     for (int64_t num_rows : {1, 2, 13, 40}) compare_linear(a, b, format, num_rows);
   }
-  compare_attention(a, b);
+  for (int64_t num_rows : {2, 16}) {
+    for (int64_t dtype : {0, 2}) compare_attention(a, b, num_rows, dtype);
+  }
   const auto x = normal(1000, 3.0f);
   std::vector<float> results[2];
   for (int which = 0; which < 2; ++which) {

@@ -94,6 +94,19 @@ static inline __m512 emulated_maskz_mov_ps(__mmask16 mask, __m512 a) {
   for (int i = 0; i < 16; ++i) x.at[i] = mask >> i & 1 ? x.at[i] : 0.0f;
   return same_bits<__m512>(x);
 }
+#define _mm512_cmp_ps_mask(a, b, predicate) emulated_less_mask(a, b)
+#define _mm512_mask_blend_ps emulated_mask_blend_ps
+static inline __mmask16 emulated_less_mask(__m512 a, __m512 b) {
+  auto x = same_bits<LanesF>(a), y = same_bits<LanesF>(b);
+  unsigned mask = 0;
+  for (int i = 0; i < 16; ++i) mask |= x.at[i] < y.at[i] ? 1u << i : 0u;
+  return static_cast<__mmask16>(mask);
+}
+static inline __m512 emulated_mask_blend_ps(__mmask16 mask, __m512 a, __m512 b) {
+  auto x = same_bits<LanesF>(a), y = same_bits<LanesF>(b);
+  for (int i = 0; i < 16; ++i) x.at[i] = mask >> i & 1 ? y.at[i] : x.at[i];
+  return same_bits<__m512>(x);
+}
 static inline float emulated_reduce_add_ps(__m512 a) {
   auto x = same_bits<LanesF>(a);
   float total = 0.0f;

@@ -89,6 +89,24 @@ def test_a_row_has_the_same_bits_decoded_alone_and_in_its_prompt(
         assert torch.equal(ops.paged_attention(query[one], cache, alone, 0.2), together[one])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_key_that_is_no_number_reaches_every_row_that_sees_it_and_no_other(
+    dtype: torch.dtype,
+) -> None:
+    cache = filled_cache(dtype, 3, 64)
+    table = tables(1, 10, 4)
+    cache.keys[int(table[0, 5]), 7] = float("nan")  # token 87
+    lengths = torch.arange(70, 118, dtype=torch.int32)
+    query = normal((48, 9, 64), 3)
+    rows = Rows(table, torch.zeros(48, dtype=torch.int32), lengths)
+    together = ops.paged_attention(query, cache, rows, 0.125)
+    assert torch.equal(together.isnan().flatten(1).any(dim=1), lengths > 87)
+    for row in (17, 18):
+        alone = Rows(table, torch.zeros(1, dtype=torch.int32), lengths[row : row + 1].clone())
+        found = ops.paged_attention(query[row : row + 1], cache, alone, 0.125)
+        assert bool(found.isnan().any()) is (row == 18)
+
+
 def test_prompt_chunks_and_decodes_share_a_step() -> None:
     cache = filled_cache(torch.float32, 3, 64)
     sequences = torch.tensor([0] * 10 + [1] + [0], dtype=torch.int32)

@@ -155,6 +155,13 @@ class ModelConfig:
                 total += sum(math.prod(shape) for _, shape in shapes)
         return total
 
+    def cost_per_seen(self) -> int:
+        """Return the products of attention for each position that a position sees."""
+        widths = 2 * self.head_dim
+        if self.latent is not None:  # scores against latent and rotated key, then the latent's sum
+            widths = 2 * self.latent.kv_rank + self.latent.rope_dim
+        return self.num_attentions * self.num_heads * widths
+
     def digest(self) -> str:
         """Return the SHA-256 (hex) of every field, equal for equal configs on any machine."""
         values = asdict(self)

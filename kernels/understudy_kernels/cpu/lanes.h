@@ -61,11 +61,26 @@ INLINE Floats exponential(Floats x) {
   return multiply(p, power_of_two(n));
 }
 
+// Eight cached values of 16 or 32 bits; the numbers are those of `Cache::dtype`.
+template <int64_t kDtype>
+INLINE __m256 eight_at(const void* base, int64_t at) {
+  if constexpr (kDtype == 0) {
+    return _mm256_loadu_ps(static_cast<const float*>(base) + at);
+  } else {
+    const uint16_t* from = static_cast<const uint16_t*>(base) + at;
+    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+    if constexpr (kDtype == 2) return _mm256_cvtph_ps(bits);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+  }
+}
+
 // out[j][i] = in[i][j], eight by eight.
-INLINE void transpose_eight(const float* in, int64_t in_stride, float* out, int64_t out_stride) {
+template <int64_t kDtype>
+INLINE void transpose_eight(const void* in, int64_t at, int64_t in_stride, float* out,
+                            int64_t out_stride) {
   __m256 rows[8], pairs[8], quads[8];
 #pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) rows[i] = _mm256_loadu_ps(in + i * in_stride);
+  for (int i = 0; i < 8; ++i) rows[i] = eight_at<kDtype>(in, at + i * in_stride);
 #pragma GCC unroll 4
   for (int i = 0; i < 8; i += 2) {
     pairs[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);

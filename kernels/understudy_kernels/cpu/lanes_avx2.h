@@ -58,6 +58,12 @@ INLINE Floats keep_first(Floats v, int64_t count) {
   return {_mm256_and_ps(v.low, _mm256_castsi256_ps(_mm256_cmpgt_epi32(limit, lane))),
           _mm256_and_ps(v.high, _mm256_castsi256_ps(_mm256_cmpgt_epi32(limit, upper)))};
 }
+// Lanes of `yes` where position < bound, of `no` elsewhere.
+INLINE Floats pick_below(Floats position, Floats bound, Floats yes, Floats no) {
+  const __m256 low = _mm256_cmp_ps(position.low, bound.low, _CMP_LT_OQ);
+  const __m256 high = _mm256_cmp_ps(position.high, bound.high, _CMP_LT_OQ);
+  return {_mm256_blendv_ps(no.low, yes.low, low), _mm256_blendv_ps(no.high, yes.high, high)};
+}
 
 INLINE Floats load_half(const uint16_t* p) {
   return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),

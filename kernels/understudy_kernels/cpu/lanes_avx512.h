@@ -39,6 +39,11 @@ INLINE Floats keep_first(Floats v, int64_t count) {
   const unsigned mask = count >= 16 ? 0xffffu : count <= 0 ? 0u : (1u << count) - 1u;
   return {_mm512_maskz_mov_ps(static_cast<__mmask16>(mask), v.all)};
 }
+// Lanes of `yes` where position < bound, of `no` elsewhere.
+INLINE Floats pick_below(Floats position, Floats bound, Floats yes, Floats no) {
+  const __mmask16 below = _mm512_cmp_ps_mask(position.all, bound.all, _CMP_LT_OQ);
+  return {_mm512_mask_blend_ps(below, no.all, yes.all)};
+}
 
 INLINE Floats load_half(const uint16_t* p) {
   return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};

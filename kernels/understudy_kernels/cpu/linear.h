@@ -1,5 +1,4 @@
 // Quantised linear layers: int8 activations (fast) and float32 activations (exact).
-//
 // The sums of one (row, output) run over the blocks in ascending order in every variant, so one row
 // and a thousand rows give a row the same bits.
 #pragma once
@@ -8,8 +7,9 @@
 namespace understudy {
 namespace {
 
-constexpr int64_t kFastRows = 96;  // rows whose sums (6 KiB) stay in the first cache
-constexpr int64_t kExactRows = 96;
+constexpr int64_t kFastRows = 96, kExactRows = 96;  // whose sums (6 KiB) stay in the first cache
+constexpr int64_t kFewRows = kExactTile / 2;
+constexpr int64_t kSideBySide = 4;  // groups
 constexpr int64_t kExactBlocks = 8;  // 256 inputs of 16 outputs are 16 KiB of floats
 constexpr int64_t kPrefetchBytes = 2048;
 
@@ -197,49 +197,72 @@ INLINE void multiply_tile(const float* x, int64_t x_stride, const float* panel,
   }
 }
 
+// As many columns side by side as give every sum time to be ready for its next product.
 template <int kRows>
 INLINE void multiply_some(int64_t num_rows, const float* x, int64_t x_stride, const float* panel,
-                          int64_t panel_stride, int64_t depth, float* sums, int64_t sums_stride) {
+                          int64_t panel_stride, int64_t column_stride, int64_t num_columns,
+                          int64_t depth, float* sums, int64_t sums_stride) {
   if (num_rows == kRows) {
-    multiply_tile<kRows, 1>(x, x_stride, panel, panel_stride, 0, depth, sums, sums_stride);
+    constexpr int wide = kRows * 4 <= kExactTile ? 4 : kRows * 2 <= kExactTile ? 2 : 1;
+    int64_t c = 0;
+    for (; c + wide <= num_columns; c += wide) {
+      multiply_tile<kRows, wide>(x, x_stride, panel + c * column_stride, panel_stride,
+                                 column_stride, depth, sums + c * kLanes, sums_stride);
+    }
+    for (; wide > 1 && c < num_columns; ++c) {
+      multiply_tile<kRows, 1>(x, x_stride, panel + c * column_stride, panel_stride, 0, depth,
+                              sums + c * kLanes, sums_stride);
+    }
   } else if constexpr (kRows > 1) {
-    multiply_some<kRows - 1>(num_rows, x, x_stride, panel, panel_stride, depth, sums, sums_stride);
+    multiply_some<kRows - 1>(num_rows, x, x_stride, panel, panel_stride, column_stride, num_columns,
+                             depth, sums, sums_stride);
   }
 }
 
-void multiply_rows(const float* x, int64_t x_stride, const float* panel, int64_t panel_stride,
-                   int64_t depth, float* sums, int64_t sums_stride, int64_t num_rows) {
+// Panels of 16 outputs lie `column_stride` apart, their sums side by side.
+void multiply_columns(const float* x, int64_t x_stride, const float* panel, int64_t panel_stride,
+                      int64_t column_stride, int64_t num_columns, int64_t depth, float* sums,
+                      int64_t sums_stride, int64_t num_rows) {
   for (int64_t t = 0, count; t < num_rows; t += count) {
     const int64_t left = num_rows - t;
     // Too few rows wait for their sums: eight are four and four, not six and two.
     const bool is_last = left <= kExactTile, is_even = left >= 2 * kExactTile;
     count = is_last ? left : is_even ? kExactTile : (left + 1) / 2;
-    multiply_some<kExactTile>(count, x + t * x_stride, x_stride, panel, panel_stride, depth,
-                              sums + t * sums_stride, sums_stride);
+    multiply_some<kExactTile>(count, x + t * x_stride, x_stride, panel, panel_stride, column_stride,
+                              num_columns, depth, sums + t * sums_stride, sums_stride);
   }
 }
 
-// One row would wait for each sum; four groups side by side hide that.
-void one_row_exact(const Linear& linear, const float* x, int64_t bytes, const Output& to,
-                   int64_t group) {
-  constexpr int columns = 4;
-  alignas(64) float panels[columns][kPanelFloats];
-  alignas(64) float sums[columns * kLanes] = {};
+// A few rows would wait for each sum; four groups side by side hide that.
+void few_rows_exact(const Linear& linear, const float* x, int64_t stride, int64_t num_rows,
+                    int64_t bytes, const Output& to, int64_t group) {
+  alignas(64) float panels[kSideBySide][kPanelFloats], sums[kFewRows * kSideBySide * kLanes] = {};
   for (int64_t k = 0; k < linear.num_in; k += kBlock) {
-    for (int c = 0; c < columns; ++c) {
+    const int64_t used = least(kBlock, linear.num_in - k);
+    for (int c = 0; c < kSideBySide; ++c) {
       panel_of(linear.format, linear.packed + (group + c) * bytes, k / kBlock, panels[c]);
     }
-    multiply_tile<1, columns>(x + k, 0, panels[0], kLanes, kPanelFloats,
-                              least(kBlock, linear.num_in - k), sums, 0);
+    if (num_rows == 1) {
+      multiply_tile<1, kSideBySide>(x + k, 0, panels[0], kLanes, kPanelFloats, used, sums, 0);
+    } else {
+      multiply_columns(x + k, stride, panels[0], kLanes, kPanelFloats, kSideBySide, used, sums,
+                       kSideBySide * kLanes, num_rows);
+    }
   }
-  for (int c = 0; c < columns; ++c) put(to, 0, group + c, linear.num_out, load(sums + c * kLanes));
+  for (int64_t t = 0; t < num_rows; ++t) {
+    for (int64_t c = 0; c < kSideBySide; ++c) {
+      put(to, t, group + c, linear.num_out, load(sums + (t * kSideBySide + c) * kLanes));
+    }
+  }
 }
 
 void linear_exact(const Linear& linear, const float* x, int64_t stride, int64_t num_rows,
                   const Output& to, int64_t begin, int64_t end) {
   const int64_t bytes = group_bytes(linear.format, linear.num_in);
   int64_t group = begin;
-  for (; num_rows == 1 && group + 4 <= end; group += 4) one_row_exact(linear, x, bytes, to, group);
+  for (; num_rows <= kFewRows && group + kSideBySide <= end; group += kSideBySide) {
+    few_rows_exact(linear, x, stride, num_rows, bytes, to, group);
+  }
   alignas(64) float panel[kExactBlocks * kPanelFloats];
   alignas(64) float sums[kExactRows * kLanes];
   const int64_t depth = kExactBlocks * kBlock;
@@ -253,7 +276,8 @@ void linear_exact(const Linear& linear, const float* x, int64_t stride, int64_t 
           panel_of(linear.format, linear.packed + at * bytes, k / kBlock + b,
                    panel + b * kPanelFloats);
         }
-        multiply_rows(x + start * stride + k, stride, panel, kLanes, used, sums, kLanes, count);
+        multiply_columns(x + start * stride + k, stride, panel, kLanes, 0, 1, used, sums, kLanes,
+                         count);
       }
       for (int64_t t = 0; t < count; ++t) {
         put(to, start + t, at, linear.num_out, load(sums + t * kLanes));

@@ -88,6 +88,7 @@ def make_scheduler(
     max_waiting: int = 8,
     batch_share: float = 0.25,
     mixed_budget: int = 0,
+    doubling_context: int = 0,
 ) -> Scheduler:
     """A scheduler over a few small blocks."""
     return Scheduler(
@@ -97,6 +98,7 @@ def make_scheduler(
         max_waiting=max_waiting,
         batch_share=batch_share,
         mixed_budget=mixed_budget,
+        doubling_context=doubling_context,
         next_hash=lambda sequence, index: chain_hash(sequence, index, block_size),
     )
 

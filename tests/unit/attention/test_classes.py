@@ -71,6 +71,17 @@ def test_smaller_budget_holds_while_somebody_decodes():
     assert step(scheduler) == {2: 16}
 
 
+def test_late_tokens_count_for_several_only_while_somebody_decodes():
+    scheduler = make_scheduler(num_blocks=64, token_budget=16, mixed_budget=5, doubling_context=16)
+    decoding = add(scheduler, 1, 4)
+    step(scheduler)
+    add(scheduler, 2, 60)
+    counts = [step(scheduler)[2] for _ in range(6)]
+    assert counts == [4, 3, 3, 2, 2, 2]
+    scheduler.end(decoding)
+    assert step(scheduler) == {2: 16}
+
+
 def test_a_smaller_budget_leaves_no_decode_out_and_doubles_with_them():
     scheduler = make_scheduler(num_blocks=32, token_budget=16, mixed_budget=4)
     for index in range(6):
@@ -79,6 +90,17 @@ def test_a_smaller_budget_leaves_no_decode_out_and_doubles_with_them():
     add(scheduler, 9, 20)
     chunks = step(scheduler)
     assert chunks == {**dict.fromkeys(range(6), 1), 9: 6}
+
+
+def test_a_step_beside_a_decode_grows_with_the_prompts_that_queue():
+    scheduler = make_scheduler(num_blocks=400, token_budget=64, mixed_budget=4, max_sequences=8)
+    add(scheduler, 1, 4)
+    step(scheduler)
+    for index in range(2, 5):
+        add(scheduler, index, 1000)
+    assert sum(step(scheduler).values()) == 12  # 3,000 tokens wait: a 256th of them
+    add(scheduler, 9, 4000, BATCH)
+    assert sum(step(scheduler).values()) == 12, "batch priority is in no hurry"
 
 
 def test_batch_priority_alone_has_the_whole_budget_while_it_decodes():

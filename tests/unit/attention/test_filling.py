@@ -2,7 +2,14 @@
 
 from dataclasses import replace
 
-from services.attention.filling import BACKLOG_STEPS, StepPlan, shared_budget
+import pytest
+
+from services.attention.filling import (
+    BACKLOG_STEPS,
+    StepPlan,
+    doubling_context,
+    shared_budget,
+)
 from services.attention.sequence import Priority, Sequence
 from tests.unit.attention.parts import submission
 
@@ -41,15 +48,49 @@ def test_a_prompt_about_doubles_a_step_that_decodes():
     assert shared_budget(256, 8, 20, 2000) == 40
 
 
-def test_prompts_that_queue_are_read_within_the_steps_promised():
-    backlog = 100 * BACKLOG_STEPS
-    assert shared_budget(256, 8, 1, backlog) == 100
-    steps = 0
-    while backlog > 0:
-        backlog -= shared_budget(256, 8, 0, 100 * BACKLOG_STEPS)
-        steps += 1
-    assert steps == BACKLOG_STEPS
-
-
-def test_no_backlog_makes_a_step_larger_than_the_whole_budget():
+def test_a_step_grows_with_what_waits_to_be_read_up_to_the_whole_budget():
+    assert shared_budget(256, 8, 1, 100 * BACKLOG_STEPS) == 100
+    assert shared_budget(256, 8, 80, 100 * BACKLOG_STEPS) == 160
     assert shared_budget(256, 8, 4, 10**9) == 256
+
+
+def prompt(sequence_id: int, num_computed: int, num_tokens: int = 4000) -> Sequence:
+    found = Sequence(submission(sequence_id, range(num_tokens)), sequence_id)
+    found.prefill_target, found.num_computed = num_tokens, num_computed
+    return found
+
+
+@pytest.mark.parametrize(
+    ("num_computed", "num_fitting"), [(0, 8), (64, 7), (512, 4), (1000, 3), (1900, 2), (3900, 1)]
+)
+def test_late_tokens_of_a_prompt_come_in_smaller_chunks(num_computed: int, num_fitting: int):
+    plan = StepPlan(8, 8, doubling=512)
+    assert plan.fitting(prompt(1, num_computed)) == num_fitting
+
+
+def test_a_decode_takes_one_of_the_budget_whatever_its_context():
+    plan, decoding = StepPlan(8, 8, doubling=512), prompt(1, 3999)
+    decoding.prefill_target = 3999
+    plan.add(decoding, 1)
+    assert plan.room(Priority.STANDARD) == 7
+
+
+def test_two_prompts_share_what_their_contexts_leave():
+    plan = StepPlan(8, 8, doubling=512)
+    late, early = prompt(1, 1536), prompt(2, 0)
+    plan.add(late, 1)
+    assert plan.fitting(early) == 4
+    plan.withdraw(late)
+    assert plan.fitting(early) == 8
+
+
+def test_a_prompt_advances_however_late_it_is_while_there_is_room():
+    plan = StepPlan(1, 1, doubling=1)
+    assert plan.fitting(prompt(1, 3000)) == 1
+    plan.add(prompt(1, 3000), 1)
+    assert plan.fitting(prompt(2, 0)) == 0
+
+
+def test_context_that_doubles_a_token_follows_from_what_it_multiplies():
+    assert doubling_context(layer_macs=6 * 512 * 100, attention_macs=100) == 512
+    assert doubling_context(layer_macs=1, attention_macs=100) == 1

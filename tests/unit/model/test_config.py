@@ -76,6 +76,12 @@ def test_smollm2_costs_its_parameters_minus_the_free_embedding_lookup() -> None:
     assert (config.head_dim, config.eos_ids, config.num_ffn_shards) == (64, (2,), 2)
 
 
+def test_attention_costs_scores_and_sums_of_every_position_it_sees() -> None:
+    assert read_hf(SMOLLM2).cost_per_seen() == 30 * 9 * (64 + 64)
+    # A latent of 512 numbers is scored with its rotated key of 64 and summed.
+    assert read_hf(DEEPSEEK_V3).cost_per_seen() == 61 * 128 * (512 + 64 + 512)
+
+
 def test_mixture_costs_only_its_active_experts(mixture_config: ModelConfig) -> None:
     all_active = replace(mixture_config, num_experts_per_token=4)
     expert_size = 3 * mixture_config.ffn_size * mixture_config.hidden_size
