@@ -40,7 +40,7 @@ OBJECTIVES: Final = Objectives(ttft_s=5.0, ttft_token_s=0.010, tpot_s=0.2)
 measured worker takes about 9 ms a prompt token. A faster one divides all of it."""
 START_S: Final = 180.0
 MAX_REPLICAS: Final = 60
-"""About a third more than the largest fixed size that a tuning chooses."""
+"""About a quarter more than the largest fixed size that a tuning chooses."""
 QUICK_S: Final = 1200.0
 PLACED: Final = (40, 44, 48, 60)
 """Fixed sizes that placements are compared at."""

@@ -28,8 +28,10 @@ class WorkerModel:
     """Default of the attention worker's settings."""
     token_budget: int = 256
     """Likewise: positions of a step in which nobody decodes."""
-    mixed_token_budget: int = 8
+    mixed_token_budget: int = 12
     """Likewise: least positions of a step in which somebody does."""
+    doubling_context: int = 512
+    """Context at which a token of a prompt takes two of them (decision 0006), of SmolLM2."""
     kv_tokens: int = 131_072
     """Tokens whose KV fits at once."""
 
@@ -38,6 +40,13 @@ class WorkerModel:
         if not decoding:
             return self.token_budget
         return shared_budget(self.token_budget, self.mixed_token_budget, decoding, backlog)
+
+    def chunk(self, prompt: int, decoding: int, backlog: int) -> float:
+        """Return the tokens of a prompt that a step reads, the mean over its length."""
+        room = max(self.budget(decoding, backlog) - decoding, 1)
+        if not decoding:
+            return float(room)
+        return max(room / (1 + prompt / 2 / self.doubling_context), 1.0)
 
     def step_s(self, prefill: float, decoding: int) -> float:
         """Return how long a step takes."""

@@ -6,6 +6,7 @@ when the next sequence ends; nothing is simulated step by step.
 """
 
 import heapq
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -173,7 +174,9 @@ class Worker:
         self.version += 1
         self._prefill = 0.0
         if self._prompts:
-            self._prefill = float(max(model.budget(num_decoding, self._unread) - num_decoding, 1))
+            prompt = self._prompts[0].request.prompt
+            num_unread = self._unread - prompt + math.ceil(self._left)
+            self._prefill = model.chunk(prompt, num_decoding, num_unread)
         elif not num_decoding:
             self._step_s, self.next_s = 0.0, NEVER
             return

@@ -18,8 +18,6 @@ MAX_STEP: Final = 2.0
 """Largest factor by which one look at latencies or waits changes a size."""
 MIN_OWN_SHARE: Final = 0.1
 """Least share of a step that counts as the attention worker's own."""
-POOLED: Final = 16.0
-"""Workers' worth of work up to which a pool needs spare workers in proportion to it."""
 ROUNDING: Final = 0.02
 """Part of a worker that no further one is asked for."""
 
@@ -122,16 +120,6 @@ def fitted_ratio(signals: PoolSignals, past: PoolHistory) -> float | None:
     return ratio if math.isfinite(ratio) and ratio > 0 else None
 
 
-def staffing(work: float, utilisation: float) -> float:
-    """Return the workers for so many workers' worth of work.
-
-    `utilisation` of each is used, up to a pool of `POOLED`; what a larger one needs to spare grows
-    with the square root of its work, since the swings of many requests cancel out (square-root
-    safety staffing, Halfin and Whitt 1981, doi 10.1287/opre.29.3.567).
-    """
-    return work + (1 / utilisation - 1) * min(work, math.sqrt(work * POOLED))
-
-
 def _idle_since(signals: PoolSignals, at_s: float, past: PoolHistory) -> float | None:
     load = signals.attention_load
     if signals.held_requests or (load is None and signals.attention.ready):
@@ -149,12 +137,12 @@ def _by_work(
     capacity = costs.capacity(rules.tpot_s)
     excess = max(load.running + load.waiting - ready * _concurrency(load, rules, costs), 0.0)
     backlog = excess * past.sequence_s / rules.backlog_s
-    wanted = staffing((foreseen + backlog) / capacity, rules.utilisation)
+    wanted = (foreseen + backlog) / (capacity * rules.utilisation)
     return Need(
         max(math.ceil(wanted - ROUNDING), 1),
         f"work for {level / capacity:.3g} workers at {rules.tpot_s:g} s a token, "
         f"{foreseen / capacity:.3g} in {rules.start_s:g} s, backlog {backlog / capacity:.3g}, "
-        f"{rules.utilisation:.0%} of each wanted, more in a large pool",
+        f"{rules.utilisation:.0%} of each wanted",
     )
 
 

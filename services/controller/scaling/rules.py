@@ -47,8 +47,7 @@ class PoolRules:
     tpot_s: float = 0.1
     """Objective for the mean time per output token: what a request sees over its length."""
     utilisation: float = 0.7
-    """Share of a worker's capacity within the objectives that the offered work may take, in pools
-    of up to 16 workers' worth of it; larger pools need less to spare (`needs.staffing`)."""
+    """Share of a worker's capacity within the objectives that the offered work may take."""
     kv_occupancy: float = 0.8
     """Share of KV blocks in use that more workers are called for at."""
     experts_utilisation: float = 0.7

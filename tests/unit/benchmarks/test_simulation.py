@@ -16,7 +16,7 @@ from benchmarks.simulation.workers import Served, Window, Worker
 
 MODEL = WorkerModel(
     fixed_s=0.1, prefill_s=0.001, decode_s=0.01, max_sequences=2, token_budget=100,
-    mixed_token_budget=51,
+    mixed_token_budget=51, doubling_context=10**9,
 )  # fmt: skip
 
 

@@ -6,7 +6,6 @@ import pytest
 
 from services.controller.scaling.deciding import Decision, decide, ticks_to_reach
 from services.controller.scaling.history import History
-from services.controller.scaling.needs import POOLED, staffing
 from services.controller.scaling.rules import PartRules, PoolRules, ScalingRules
 from services.controller.scaling.signals import Part, PodCounts, PoolSignals, Signals
 from services.controller.scaling.steadying import Cause
@@ -37,15 +36,6 @@ def test_size_follows_offered_work_over_capacity_within_the_objective():
     # A step of 0.1 s has 0.08 s for tokens: 2.8 / 0.8 / 0.7 = 5.
     assert decision.replicas("llm") == 5
     assert "work for 3.5 workers" in decision.parts[0].reason
-
-
-def test_a_large_pool_has_less_to_spare_and_never_less_than_its_work():
-    assert staffing(8.0, 0.8) == pytest.approx(10.0)
-    assert staffing(POOLED, 0.8) == pytest.approx(20.0)
-    assert staffing(100 * POOLED, 0.8) == pytest.approx(1600 + 0.25 * 160)
-    assert staffing(0.0, 0.8) == 0
-    sizes = [staffing(work / 4, 0.7) for work in range(400)]
-    assert sizes == sorted(sizes)
 
 
 def test_costs_are_told_apart_once_batches_vary():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from services.controller.scaling.deciding import Decision, decide, ticks_to_reach
 from services.controller.scaling.history import History
-from services.controller.scaling.needs import ROUNDING, staffing
+from services.controller.scaling.needs import ROUNDING
 from services.controller.scaling.rules import PartRules, PoolRules, ScalingRules
 from services.controller.scaling.signals import (
     AttentionLoad,
@@ -144,7 +144,7 @@ def test_no_history_of_signals_makes_a_decision_exceed_a_budget(seed):
 def test_the_needed_size_is_reached_within_the_stated_ticks(size, before, demand, start_ticks):
     chosen = rules()
     history = learnt(size, before, chosen).history
-    asked, needed = [size], math.ceil(staffing(demand / 0.8, 0.7) - 2 * ROUNDING)
+    asked, needed = [size], math.ceil(demand / (0.8 * 0.7) - 2 * ROUNDING)
     for tick in range(ticks_to_reach(size, needed)):
         at_s = (8 + tick) * WINDOW_S
         ready = asked[max(len(asked) - 1 - start_ticks, 0)]
