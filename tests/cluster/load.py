@@ -18,6 +18,7 @@ from understudy.workloads.snips.dataset import load_split
 TIMEOUT_S: Final = 300.0
 MAX_TOKENS: Final = 32
 NUM_UTTERANCES: Final = 4
+PEAK_TOKENS: Final = 96
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class Question:
     model: str
     text: str
     has_tools: bool
+    max_tokens: int = MAX_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,12 @@ def questions() -> tuple[Question, ...]:
     return (*utterances, *(Question("llm", text, has_tools=False) for text in texts))
 
 
+def peak_questions() -> tuple[Question, ...]:
+    """Return what keeps the SLM alone busy for long: texts of its own, without tools."""
+    rows = load_split("dev")[:NUM_UTTERANCES]
+    return tuple(Question("slm", row.text, has_tools=False, max_tokens=PEAK_TOKENS) for row in rows)
+
+
 @dataclass
 class Load:
     """Streams that run, and those that ended."""
@@ -63,7 +71,7 @@ class Load:
 
     def start(self, pool: ThreadPoolExecutor, num_streams: int) -> None:
         """Start streams, each at another question."""
-        step = len(self.questions) // num_streams
+        step = max(len(self.questions) // num_streams, 1)
         self._streams = [pool.submit(self._work, index * step) for index in range(num_streams)]
 
     def end(self) -> None:
@@ -114,7 +122,7 @@ def ask(client: Client, question: Question) -> Told:
     gap_s, last_s, pieces = 0.0, time.monotonic(), []
     finished: Finished | None = None
     with client.generate(
-        messages=messages, model=question.model, tools=tools, max_tokens=MAX_TOKENS
+        messages=messages, model=question.model, tools=tools, max_tokens=question.max_tokens
     ) as stream:
         for event in stream:
             now_s = time.monotonic()
@@ -130,9 +138,11 @@ def ask(client: Client, question: Question) -> Told:
 
 
 @contextmanager
-def steady_load(address: str, api_key: str, num_streams: int) -> Iterator[Load]:
+def steady_load(
+    address: str, api_key: str, num_streams: int, asked: Sequence[Question] = ()
+) -> Iterator[Load]:
     """Keep so many streams running for as long as the block, then read them to their end."""
-    load = Load(address, api_key)
+    load = Load(address, api_key, asked or questions())
     with ThreadPoolExecutor(num_streams) as pool:
         load.start(pool, num_streams)
         try:

@@ -107,6 +107,12 @@ class Release:
             "rollout", "status", f"{kind}/{RELEASE}-{name}", timeout, timeout_s=START_TIMEOUT_S
         )
 
+    def all_rolled_out(self) -> None:
+        """Wait until every workload has all of its pods."""
+        for kind in ("deployment", "statefulset"):
+            for item in self.kube.get(kind)["items"]:
+                self.rolled_out(kind, item["metadata"]["name"].removeprefix(f"{RELEASE}-"))
+
     def evict(self, name: str) -> None:
         """Ask for the eviction of a pod, as a drain does; a budget may refuse it."""
         namespace = self.kube.namespace

@@ -5,19 +5,43 @@ stream stood still meanwhile; it is a figure of the machine, and nothing is asse
 """
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from typing import Final
 
 import pytest
 
-from tests.cluster.kube import Refused, wait_until
-from tests.cluster.load import Load, steady_load
-from tests.cluster.release import Release, Values, address, merged
+from tests.cluster.kube import Kube, Refused, wait_until
+from tests.cluster.load import Load, peak_questions, steady_load
+from tests.cluster.release import RELEASE, START_TIMEOUT_S, Release, Values, address, merged
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 NUM_STREAMS: Final = 2
+NUM_PEAK_STREAMS: Final = 8
 TWO_OF_EACH: Final = {"router": {"replicas": 2}, "attention": {"replicas": 2}}
+NEXT: Final = {**TWO_OF_EACH, "image": {"tag": "next"}}
+MAX_WORKERS: Final = 3
+SIZES: Final = re.compile(r"^(\d+) -> (\d+) replicas")
+SIZED: Final = {
+    "enabled": True,
+    "upCoolDownS": 0,
+    "downCoolDownS": 5,
+    "downWindowS": 10,
+    "settings": {"intervalS": 2},
+    "pools": [
+        {
+            "name": "slm",
+            "ttftS": 60,
+            "tpotS": 1,
+            "utilisation": 0.1,
+            "startS": 10,
+            "attention": {"maxReplicas": MAX_WORKERS},
+        }
+    ],
+}
+"""Sized by work alone, at paces of seconds. Workers of this machine share its cores, so a pool gets
+more of them at a tenth of what one could do."""
 Record = Callable[[str, object], None]
 
 
@@ -59,7 +83,7 @@ def test_an_upgrade_to_another_image_tag_shows_in_no_answer(
 ) -> None:
     old = {pod["metadata"]["uid"] for pod in wide.kube.get("pods")["items"]}
     with nothing_shows(load, record_property):
-        wide.change(merged(values, {**TWO_OF_EACH, "image": {"tag": "next"}}))
+        wide.change(merged(values, NEXT))
     for component in ("router", "attention", "experts", "controller", "distiller"):
         for pod in wide.pods(component):
             assert pod["metadata"]["uid"] not in old
@@ -95,3 +119,76 @@ def uids(release: Release, component: str, pool: str) -> set[str]:
     """Return which pods there are, those that end included."""
     labels = f"app.kubernetes.io/component={component},understudy.dev/pool={pool}"
     return {one["metadata"]["uid"] for one in release.kube.get("pods", selector=labels)["items"]}
+
+
+def test_the_drain_of_a_node_shows_in_no_answer(
+    wide: Release, load: Load, record_property: Record
+) -> None:
+    node = wide.pods("attention", "llm")[0]["spec"]["nodeName"]
+    selector = f"app.kubernetes.io/instance={RELEASE}"
+    drain = ("drain", node, f"--pod-selector={selector}", "--delete-emptydir-data")
+    timeout = f"--timeout={START_TIMEOUT_S}s"
+    before = placed_on(wide.kube, node, selector)
+    try:
+        with nothing_shows(load, record_property):
+            wide.kube.run(*drain, timeout, timeout_s=START_TIMEOUT_S)
+            wide.all_rolled_out()
+    finally:
+        wide.kube.run("uncordon", node)
+    record_property("pods moved", len(before))
+    assert any("attention" in name for name in before)
+    assert placed_on(wide.kube, node, selector) == set()
+
+
+def placed_on(kube: Kube, node: str, selector: str) -> set[str]:
+    """Return the selected pods that run on a node."""
+    pods = kube.get("pods", selector=selector)["items"]
+    return {
+        one["metadata"]["name"]
+        for one in pods
+        if one["spec"].get("nodeName") == node and one["status"]["phase"] == "Running"
+    }
+
+
+def test_a_pool_follows_its_load_up_and_down_and_shows_it_in_no_answer(
+    wide: Release, values: Values, load: Load, api_key: str, record_property: Record
+) -> None:
+    kube, name = wide.kube, f"{RELEASE}-slm-attention"
+    with nothing_shows(load, record_property):
+        wide.change(merged(values, {**NEXT, "scaling": SIZED}))
+        wait_until(lambda: has_workers(kube, name, 1), "one worker", START_TIMEOUT_S)
+        peak_load = steady_load(address(kube, 9090), api_key, NUM_PEAK_STREAMS, peak_questions())
+        with peak_load as peak:
+            wait_until(lambda: has_workers(kube, name, MAX_WORKERS), "more workers", 300)
+            peak.go_on()
+        wait_until(lambda: has_workers(kube, name, 1), "one worker again", 300)
+    assert peak.errors == []
+    assert {len(different) for different in peak.answers().values()} == {1}
+    record_property("streams of the peak", len(peak.told))
+    record_property("longest pause of the peak", f"{peak.longest_gap_s():.1f} s")
+    told = decisions(kube, name)
+    for number, message in enumerate(told):
+        record_property(f"decision {number}", message)
+    sizes = [int(size) for message in told for pair in SIZES.findall(message) for size in pair]
+    peak_at = sizes.index(MAX_WORKERS)
+    assert sizes[0] == sizes[-1] == 1
+    assert sizes == [*sorted(sizes[:peak_at]), *sorted(sizes[peak_at:], reverse=True)]
+
+
+def has_workers(kube: Kube, name: str, num_pods: int) -> bool:
+    """Say whether a StatefulSet is to have so many pods, all of them are ready, and none ends."""
+    found = kube.get("statefulset", name)
+    status = found["status"]
+    sizes = (found["spec"]["replicas"], status.get("replicas", 0), status.get("readyReplicas", 0))
+    return sizes == (num_pods,) * 3
+
+
+def decisions(kube: Kube, workload: str) -> list[str]:
+    """Return what the controller says of the changes it made to a workload, in their order."""
+    found = kube.get("events")["items"]
+    mine = [
+        one
+        for one in found
+        if one["reason"] in ("ScaledUp", "ScaledDown") and one["involvedObject"]["name"] == workload
+    ]
+    return [one["message"] for one in sorted(mine, key=lambda one: str(one["eventTime"]))]
