@@ -90,12 +90,12 @@ class Load:
 
         wait_until(is_reached, "streams to end", TIMEOUT_S)
 
-    def answers(self) -> dict[tuple[Question, str], set[tuple[str, int]]]:
-        """Return what each pool answered to each question, with the number of tokens."""
+    def changed(self) -> dict[tuple[Question, str], set[tuple[str, int]]]:
+        """Return what a pool answered in several ways, with the number of tokens of each."""
         found: dict[tuple[Question, str], set[tuple[str, int]]] = {}
         for one in list(self.told):
             found.setdefault((one.question, one.pool), set()).add((one.answer, one.num_tokens))
-        return found
+        return {asked: answers for asked, answers in found.items() if len(answers) > 1}
 
     def longest_gap_s(self, start: int = 0) -> float:
         """Return the longest time that a stream stood still, of those that ended since."""

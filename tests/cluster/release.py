@@ -75,6 +75,10 @@ class Release:
         arguments = ("upgrade", "--install", RELEASE, str(CHART), *files, *wait)
         helm(self.kube, *arguments, stdin=yaml.safe_dump(dict(values)))
 
+    def test(self) -> str:
+        """Run `helm test`; return what Helm and the pod said."""
+        return helm(self.kube, "test", RELEASE, "--logs", f"--timeout={START_TIMEOUT_S}s")
+
     def rendered(self, values: Values) -> list[Any]:
         """Return the manifests that these values would make of the release."""
         files = (f"--values={LAPTOP}", "--values=-")
@@ -83,9 +87,10 @@ class Release:
         )
         return [found for found in yaml.safe_load_all(text) if found]
 
-    def uninstall(self) -> None:
-        """Remove the release, and wait until it is gone."""
-        helm(self.kube, "uninstall", RELEASE, "--wait", f"--timeout={START_TIMEOUT_S}s")
+    def remove(self) -> None:
+        """Uninstall the release and delete its namespace; nothing waits for the end of it."""
+        helm(self.kube, "uninstall", RELEASE)
+        self.kube.delete_namespace()
 
     def api_key(self) -> str:
         """Return the key that the chart made for callers."""
@@ -123,6 +128,17 @@ class Release:
         }
         path = f"/api/v1/namespaces/{namespace}/pods/{name}/eviction"
         self.kube.run("create", "--raw", path, "--filename", "-", stdin=json.dumps(eviction))
+
+
+def decisions(kube: Kube, workload: str, *reasons: str) -> list[str]:
+    """Return what the controller says of the changes it made to a workload, in their order."""
+    wanted = reasons or ("ScaledUp", "ScaledDown")
+    mine = [
+        one
+        for one in kube.get("events")["items"]
+        if one["reason"] in wanted and one["involvedObject"]["name"] == workload
+    ]
+    return [one["message"] for one in sorted(mine, key=lambda one: str(one["eventTime"]))]
 
 
 def trace_store(kube: Kube) -> None:
