@@ -18,7 +18,7 @@ from understudy.workloads.snips.dataset import load_split
 TIMEOUT_S: Final = 300.0
 MAX_TOKENS: Final = 32
 NUM_UTTERANCES: Final = 4
-PEAK_TOKENS: Final = 96
+PEAK_TOKENS: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +78,13 @@ class Load:
         """Ask nothing more; what runs is read to its end."""
         self._is_over.set()
 
-    def go_on(self, num_rounds: int = 1) -> None:
-        """Wait until every question was answered so many times more."""
-        until = self._num_ended() + num_rounds * len(self.questions) * len(self._streams)
+    def go_on(self) -> None:
+        """Wait until every stream has asked every question once more."""
+        self.wait_for(len(self.questions) * len(self._streams))
+
+    def wait_for(self, num_streams: int) -> None:
+        """Wait until so many more streams have ended."""
+        until = self._num_ended() + num_streams
 
         def is_reached() -> bool:
             for stream in self._streams:
@@ -146,7 +150,6 @@ def steady_load(
     with ThreadPoolExecutor(num_streams) as pool:
         load.start(pool, num_streams)
         try:
-            load.go_on()
             yield load
         finally:
             load.end()
