@@ -18,6 +18,7 @@ from deploy.cluster.tools import CONTROL_PLANE
 
 DEFAULT_STATE: Final = ROOT / ".understudy" / "cluster"
 UNABLE: Final = 3
+MAX_REASON_CHARS: Final = 600
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -72,10 +73,11 @@ def main(arguments: list[str]) -> int:
 def prepare(within_s: float) -> int:
     """See that a cluster can run here and has its tools; return 0, or `UNABLE`."""
     try:
-        check_machine()
+        check_machine(os.environ)
         ensure_built(CONTROL_PLANE, os.environ, running.report, within_s)
     except (BuildError, running.RunError) as error:
-        running.report(f"cluster: this machine cannot run one: {' '.join(str(error).split())}")
+        reason = " ".join(str(error).split())[:MAX_REASON_CHARS]
+        running.report(f"cluster: this machine cannot run one: {reason}")
         return UNABLE
     return 0
 

@@ -3,12 +3,14 @@
 import re
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 from deploy.cluster.layout import PYTHON, ROOT
 from deploy.cluster.running import UNSHARE, RunError, check_namespaces
 from deploy.cluster.trial import REFUSED, TIMEOUT_S
+from deploy.tools.build_helm import find_helm
 
 NEEDED_BYTES: Final = 7 << 30
 """Memory of the tests at their widest: control plane, four attention and two expert workers."""
@@ -20,9 +22,13 @@ _LIMITS: Final = (
 )
 
 
-def check_machine() -> None:
+def check_machine(environ: Mapping[str, str]) -> None:
     """Raise RunError with one sentence that says what this machine lacks."""
     check_namespaces()
+    if find_helm(environ) is None:
+        raise RunError(
+            "Helm 3.14 or newer is missing: `make setup` builds it where Go is installed"
+        )
     available = memory_bytes(_AVAILABLE, _LIMITS)
     if available < NEEDED_BYTES:
         raise RunError(
