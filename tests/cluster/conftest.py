@@ -61,7 +61,8 @@ def kube() -> Iterator[Kube]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Have the tests without a release first: releases are installed meanwhile."""
     if STATE in os.environ:
-        items.sort(key=lambda item: ORDER.index(item.path.stem))
+        places = {stem: place for place, stem in enumerate(ORDER)}
+        items.sort(key=lambda item: places.get(item.path.stem, -1))
 
 
 @pytest.fixture(scope="session")
