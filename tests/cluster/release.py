@@ -11,7 +11,7 @@ from typing import Any, Final
 import yaml
 
 from deploy.cluster.layout import ROOT
-from tests.cluster.kube import SECURE, Kube, pod, service
+from tests.cluster.kube import SECURE, Json, Kube, pod, service
 
 RELEASE: Final = "understudy"
 CHART: Final = ROOT / "charts" / "understudy"
@@ -160,7 +160,7 @@ def trace_store(kube: Kube) -> None:
             {"name": "tmp", "mountPath": "/tmp"},
         ],
     }
-    volumes = [{"name": name, "emptyDir": {}} for name in ("spans", "tmp")]
+    volumes: list[Json] = [{"name": name, "emptyDir": {}} for name in ("spans", "tmp")]
     kube.apply(pod("traces", container, volumes=volumes), service("traces", TRACES_PORT))
     kube.wait("pod/traces", "condition=Ready")
 
