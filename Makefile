@@ -46,8 +46,8 @@ types: ## Check types (mypy --strict)
 test: ## Run every test with branch coverage
 	@$(PY) deploy/tools/run_tests.py
 
-test-cluster: setup ## Install the chart on a real control plane, as processes, and test it there
-	@$(PY) -m deploy.cluster run $(PY) -m pytest -m cluster tests/cluster tests/chart/test_release.py
+test-cluster: setup ## Install the chart on a real control plane, as processes, and test it (ARGS="-k drain")
+	@$(PY) -m deploy.cluster run $(PY) -m pytest -m cluster tests/cluster $(ARGS)
 
 bench: $(VENV)/.installed ## Measure the kernels against torch, side by side
 	@$(PY) -m benchmarks.kernels

@@ -5,14 +5,18 @@ nothing that looks finished; Go's own cache lets it go on where it stopped.
 """
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Final
 
@@ -20,7 +24,6 @@ from deploy.cluster.tools import (
     GO_MODULE_VERSION,
     Tool,
     binaries_folder,
-    cache_folder,
     is_built,
 )
 
@@ -36,14 +39,22 @@ class BuildError(Exception):
     """A tool could not be built; the message ends with Go's last lines."""
 
 
-def ensure_built(tools: Iterable[Tool], environ: Mapping[str, str], report: Report) -> list[Path]:
-    """Build what is missing and return the folders with binaries, in the order of the tools."""
-    tools = tuple(tools)
+def ensure_built(
+    tools: Iterable[Tool],
+    environ: Mapping[str, str],
+    report: Report,
+    within_s: float = BUILD_TIMEOUT_S,
+) -> list[Path]:
+    """Build what is missing and return the folders with binaries, in the order of the tools.
+
+    Raises BuildError once the builds have taken `within_s` together.
+    """
+    tools, deadline_s = tuple(tools), time.monotonic() + within_s
     missing = [tool for tool in tools if not is_built(tool, environ)]
     if missing:
         go = find_go(environ)
         for tool in missing:
-            _build(tool, go, environ, report)
+            _build(_Builder(tool, go, environ, report, deadline_s))
     return [binaries_folder(tool, environ) for tool in tools]
 
 
@@ -89,43 +100,75 @@ def build_command(go: str, tool: Tool, output: Path, package: str) -> list[str]:
     return [go, "build", *flags, "-o", str(output), package]
 
 
-def _build(tool: Tool, go: str, environ: Mapping[str, str], report: Report) -> None:
+@dataclass(frozen=True, slots=True)
+class _Builder:
+    """One tool and what it is built with."""
+
+    tool: Tool
+    go: str
+    environ: Mapping[str, str]
+    report: Report
+    deadline_s: float
+
+    @property
+    def name(self) -> str:
+        """The tool as people know it."""
+        return f"{self.tool.name} {self.tool.version}"
+
+    def left_s(self) -> float:
+        """Return the time that is left."""
+        return max(self.deadline_s - time.monotonic(), 0.0)
+
+    def late(self) -> BuildError:
+        """Return the refusal to go on."""
+        return BuildError(
+            f"{self.name} was not built in the time there was; another run goes on from there"
+        )
+
+
+def _build(builder: _Builder) -> None:
+    tool, go, report = builder.tool, builder.go, builder.report
     started_s = time.monotonic()
-    target = binaries_folder(tool, environ)
+    target = binaries_folder(tool, builder.environ)
     target.parent.mkdir(parents=True, exist_ok=True)
-    report(f"{tool.name} {tool.version}: building with {go}, once per machine")
-    go_environ = {**environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local"}
-    with tempfile.TemporaryDirectory(dir=cache_folder(environ)) as scratch:
+    report(f"{builder.name}: building with {go}, once per machine")
+    go_environ = {**builder.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local"}
+    builder = replace(builder, environ=go_environ)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         module, output = Path(scratch) / "module", Path(scratch) / "bin"
         module.mkdir()
         output.mkdir()
-        replacements = [*tool.replacements, *_staging(tool, go, go_environ)]
+        replacements = [*tool.replacements, *_staging(builder)]
         for name, text in module_files(tool, replacements).items():
             (module / name).write_text(text)
-        runner = _Runner(tool, module, go_environ, report)
+        runner = _Runner(builder, module)
         runner.run([go, "mod", "tidy"])
         for name, package in tool.commands.items():
             runner.run(build_command(go, tool, output / name, package))
         if target.exists():
             shutil.rmtree(target)
         output.rename(target)
-    report(f"{tool.name} {tool.version}: built in {time.monotonic() - started_s:.0f} s")
+    report(f"{builder.name}: built in {time.monotonic() - started_s:.0f} s")
 
 
-def _staging(tool: Tool, go: str, environ: Mapping[str, str]) -> list[str]:
+def _staging(builder: _Builder) -> list[str]:
+    tool = builder.tool
     if not tool.staging:
         return []
-    command = [go, "mod", "download", "-json", f"{tool.module}@{tool.version}"]
+    command = [builder.go, "mod", "download", "-json", f"{tool.module}@{tool.version}"]
     with tempfile.TemporaryDirectory() as elsewhere:
-        answer = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=BUILD_TIMEOUT_S,
-            check=False,
-            cwd=elsewhere,
-            env=dict(environ),
-        )
+        try:
+            answer = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                timeout=builder.left_s(),
+                check=False,
+                cwd=elsewhere,
+                env=dict(builder.environ),
+            )
+        except subprocess.TimeoutExpired as error:
+            raise builder.late() from error
     if answer.returncode:
         raise BuildError(f"{' '.join(command)} failed: {answer.stdout}{answer.stderr}")
     return staging_replacements(Path(json.loads(answer.stdout)["GoMod"]).read_text(), tool.staging)
@@ -134,11 +177,8 @@ def _staging(tool: Tool, go: str, environ: Mapping[str, str]) -> list[str]:
 class _Runner:
     """Runs Go in one module and counts the packages that it names while it works."""
 
-    def __init__(
-        self, tool: Tool, folder: Path, environ: Mapping[str, str], report: Report
-    ) -> None:
-        self._tool, self._folder, self._report = tool, folder, report
-        self._environ = dict(environ)
+    def __init__(self, builder: _Builder, folder: Path) -> None:
+        self._builder, self._folder = builder, folder
         self._started_s, self._num_packages = time.monotonic(), 0
 
     def run(self, command: Sequence[str]) -> None:
@@ -146,23 +186,28 @@ class _Runner:
         with subprocess.Popen(
             command,
             cwd=self._folder,
-            env=self._environ,
+            env=dict(self._builder.environ),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         ) as process:
             assert process.stderr is not None
-            watchdog = threading.Timer(BUILD_TIMEOUT_S, process.kill)
+            # Compilers are its children, and hold the pipe that is read here.
+            watchdog = threading.Timer(self._builder.left_s(), _kill_all, (process,))
             watchdog.start()
             try:
                 last_lines = self._follow(process.stderr)
                 status = process.wait()
             finally:
                 watchdog.cancel()
-                process.kill()
+                _kill_all(process)
+        if status and not self._builder.left_s():
+            raise self._builder.late()
         if status:
-            what = f"{self._tool.name}: {' '.join(command[:3])} ended with status {status}"
+            name = self._builder.tool.name
+            what = f"{name}: {' '.join(command[:3])} ended with status {status}"
             raise BuildError("\n".join([what, *last_lines]))
 
     def _follow(self, lines: IO[str]) -> deque[str]:
@@ -174,8 +219,14 @@ class _Runner:
             self._num_packages += 1
             if self._num_packages % PACKAGES_PER_LINE == 0:
                 elapsed_s = time.monotonic() - self._started_s
-                self._report(
-                    f"{self._tool.name} {self._tool.version}: {self._num_packages} packages "
-                    f"compiled, {elapsed_s:.0f} s"
+                self._builder.report(
+                    f"{self._builder.name}: {self._num_packages} packages compiled, "
+                    f"{elapsed_s:.0f} s"
                 )
         return last_lines
+
+
+def _kill_all(process: subprocess.Popen[str]) -> None:
+    if process.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)

@@ -18,7 +18,7 @@ from deploy.tools.build_helm import find_helm
 LOCK: Final = "cluster.lock"
 STOP_TIMEOUT_S: Final = 20
 _POLL_S: Final = 0.2
-_UNSHARE: Final = (
+UNSHARE: Final = (
     "unshare",
     "--user",
     "--map-root-user",
@@ -41,7 +41,7 @@ class RunError(Exception):
 def inside_command(state: Path, command: Sequence[str]) -> list[str]:
     """Return the command that becomes the cluster."""
     inside = [PYTHON, "-m", "deploy.cluster.inside", str(state)]
-    return [*_UNSHARE, *inside, *command]
+    return [*UNSHARE, *inside, *command]
 
 
 def inside_environment(folders: Sequence[Path], environ: Mapping[str, str]) -> dict[str, str]:
@@ -58,7 +58,7 @@ def check_namespaces() -> None:
     for program in ("unshare", "nsenter", "setpriv", "ip"):
         if shutil.which(program) is None:
             raise RunError(f"{program} is missing: install util-linux and iproute2")
-    trial = subprocess.run([*_UNSHARE, "true"], capture_output=True, text=True, check=False)
+    trial = subprocess.run([*UNSHARE, "true"], capture_output=True, text=True, check=False)
     if trial.returncode:
         raise RunError(
             "this user cannot make the namespaces that the cluster needs: "

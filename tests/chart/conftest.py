@@ -7,12 +7,6 @@ import pytest
 from deploy.tools.build_helm import find_helm
 from tests.chart.manifests import CASES, CHART, Helm, Manifest, containers_of, pod_of, workloads
 
-collect_ignore = [] if "CLUSTER_STATE" in os.environ else ["test_release.py"]
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "cluster: needs the cluster of `make test-cluster`")
-
 
 @pytest.fixture(scope="session")
 def helm() -> Helm:

@@ -1,12 +1,14 @@
 """A namespace for each test, in the cluster that `make test-cluster` runs the tests in.
 
-Outside of a cluster nothing here is collected: these tests have a target of their own. The release
-of the chart is installed once, for all tests that ask it.
+Outside of a cluster nothing here is collected: these tests have a target of their own. Releases of
+the chart are installed once, while tests run that need none.
 """
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,18 @@ from tests.cluster.kube import Kube
 from tests.cluster.release import TRACES_PORT, Release, Values, trace_store
 
 STATE = "CLUSTER_STATE"
+ORDER = (
+    "test_control_plane",
+    "test_machine",
+    "test_ending",
+    "test_pods",
+    "test_services",
+    "test_tls",
+    "test_platform",
+    "test_platform_load",
+    "test_sizing",
+)
+Installing = Future[Release]
 collect_ignore_glob = [] if STATE in os.environ else ["test_*.py"]
 
 
@@ -44,6 +58,13 @@ def kube() -> Iterator[Kube]:
     made.delete_namespace()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have the tests without a release first: releases are installed meanwhile."""
+    if STATE in os.environ:
+        places = {stem: place for place, stem in enumerate(ORDER)}
+        items.sort(key=lambda item: places.get(item.path.stem, -1))
+
+
 @pytest.fixture(scope="session")
 def values() -> Values:
     """What the release has beside the laptop's preset.
@@ -57,16 +78,41 @@ def values() -> Values:
     }
 
 
-@pytest.fixture(scope="session")
-def release(values: Values) -> Iterator[Release]:
+@pytest.fixture(scope="session", autouse=True)
+def ahead(request: pytest.FixtureRequest, values: Values) -> Iterator[Mapping[str, Installing]]:
+    """Install the releases that tests will ask for, in the order in which they will."""
+    installs = {
+        "secured": partial(install, "secured", {"tls": {"mode": "chart"}}),
+        "release": partial(install, "platform", values),
+    }
+    wanted = {name for item in request.session.items for name in getattr(item, "fixturenames", ())}
+    worker = ThreadPoolExecutor(1)
+    yield {name: worker.submit(one) for name, one in installs.items() if name in wanted}
+    worker.shutdown(cancel_futures=True)
+
+
+def install(namespace: str, values: Values) -> Release:
     """Install the laptop's preset into a namespace that enforces the restricted standard."""
-    made = Release(Kube("platform"))
+    made = Release(Kube(namespace))
     made.kube.create_namespace()
-    trace_store(made.kube)
+    if "serving" in values:
+        trace_store(made.kube)
     made.change(values)
+    return made
+
+
+@pytest.fixture(scope="session")
+def release(ahead: Mapping[str, Installing]) -> Release:
+    """The laptop's preset; it ends with the cluster."""
+    return ahead["release"].result()
+
+
+@pytest.fixture(scope="module")
+def secured(ahead: Mapping[str, Installing]) -> Iterator[Release]:
+    """The laptop's preset with TLS between services."""
+    made = ahead["secured"].result()
     yield made
-    made.uninstall()
-    made.kube.delete_namespace()
+    made.remove()
 
 
 @pytest.fixture(scope="session")

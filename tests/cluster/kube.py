@@ -10,7 +10,7 @@ from typing import Any, Final
 Json = dict[str, Any]
 
 WAIT_S: Final = 120
-POLL_S: Final = 0.25
+POLL_S: Final = 0.5
 RESTRICTED: Final = {"pod-security.kubernetes.io/enforce": "restricted"}
 SECURE: Final[Json] = {
     "allowPrivilegeEscalation": False,

@@ -18,6 +18,7 @@ from understudy.workloads.snips.dataset import load_split
 TIMEOUT_S: Final = 300.0
 MAX_TOKENS: Final = 32
 NUM_UTTERANCES: Final = 4
+PEAK_TOKENS: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class Question:
     model: str
     text: str
     has_tools: bool
+    max_tokens: int = MAX_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,12 @@ def questions() -> tuple[Question, ...]:
     return (*utterances, *(Question("llm", text, has_tools=False) for text in texts))
 
 
+def peak_questions() -> tuple[Question, ...]:
+    """Return what keeps the SLM alone busy for long: texts of its own, without tools."""
+    rows = load_split("dev")[:NUM_UTTERANCES]
+    return tuple(Question("slm", row.text, has_tools=False, max_tokens=PEAK_TOKENS) for row in rows)
+
+
 @dataclass
 class Load:
     """Streams that run, and those that ended."""
@@ -63,16 +71,20 @@ class Load:
 
     def start(self, pool: ThreadPoolExecutor, num_streams: int) -> None:
         """Start streams, each at another question."""
-        step = len(self.questions) // num_streams
+        step = max(len(self.questions) // num_streams, 1)
         self._streams = [pool.submit(self._work, index * step) for index in range(num_streams)]
 
     def end(self) -> None:
         """Ask nothing more; what runs is read to its end."""
         self._is_over.set()
 
-    def go_on(self, num_rounds: int = 1) -> None:
-        """Wait until every question was answered so many times more."""
-        until = self._num_ended() + num_rounds * len(self.questions) * len(self._streams)
+    def go_on(self) -> None:
+        """Wait until every stream has asked every question once more."""
+        self.wait_for(len(self.questions) * len(self._streams))
+
+    def wait_for(self, num_streams: int) -> None:
+        """Wait until so many more streams have ended."""
+        until = self._num_ended() + num_streams
 
         def is_reached() -> bool:
             for stream in self._streams:
@@ -82,12 +94,12 @@ class Load:
 
         wait_until(is_reached, "streams to end", TIMEOUT_S)
 
-    def answers(self) -> dict[tuple[Question, str], set[tuple[str, int]]]:
-        """Return what each pool answered to each question, with the number of tokens."""
+    def changed(self) -> dict[tuple[Question, str], set[tuple[str, int]]]:
+        """Return what a pool answered in several ways, with the number of tokens of each."""
         found: dict[tuple[Question, str], set[tuple[str, int]]] = {}
         for one in list(self.told):
             found.setdefault((one.question, one.pool), set()).add((one.answer, one.num_tokens))
-        return found
+        return {asked: answers for asked, answers in found.items() if len(answers) > 1}
 
     def longest_gap_s(self, start: int = 0) -> float:
         """Return the longest time that a stream stood still, of those that ended since."""
@@ -114,7 +126,7 @@ def ask(client: Client, question: Question) -> Told:
     gap_s, last_s, pieces = 0.0, time.monotonic(), []
     finished: Finished | None = None
     with client.generate(
-        messages=messages, model=question.model, tools=tools, max_tokens=MAX_TOKENS
+        messages=messages, model=question.model, tools=tools, max_tokens=question.max_tokens
     ) as stream:
         for event in stream:
             now_s = time.monotonic()
@@ -130,13 +142,14 @@ def ask(client: Client, question: Question) -> Told:
 
 
 @contextmanager
-def steady_load(address: str, api_key: str, num_streams: int) -> Iterator[Load]:
+def steady_load(
+    address: str, api_key: str, num_streams: int, asked: Sequence[Question] = ()
+) -> Iterator[Load]:
     """Keep so many streams running for as long as the block, then read them to their end."""
-    load = Load(address, api_key)
+    load = Load(address, api_key, asked or questions())
     with ThreadPoolExecutor(num_streams) as pool:
         load.start(pool, num_streams)
         try:
-            load.go_on()
             yield load
         finally:
             load.end()

@@ -11,7 +11,7 @@ from typing import Any, Final
 import yaml
 
 from deploy.cluster.layout import ROOT
-from tests.cluster.kube import SECURE, Kube, pod, service
+from tests.cluster.kube import SECURE, Json, Kube, pod, service
 
 RELEASE: Final = "understudy"
 CHART: Final = ROOT / "charts" / "understudy"
@@ -75,6 +75,10 @@ class Release:
         arguments = ("upgrade", "--install", RELEASE, str(CHART), *files, *wait)
         helm(self.kube, *arguments, stdin=yaml.safe_dump(dict(values)))
 
+    def test(self) -> str:
+        """Run `helm test`; return what Helm and the pod said."""
+        return helm(self.kube, "test", RELEASE, "--logs", f"--timeout={START_TIMEOUT_S}s")
+
     def rendered(self, values: Values) -> list[Any]:
         """Return the manifests that these values would make of the release."""
         files = (f"--values={LAPTOP}", "--values=-")
@@ -83,9 +87,10 @@ class Release:
         )
         return [found for found in yaml.safe_load_all(text) if found]
 
-    def uninstall(self) -> None:
-        """Remove the release, and wait until it is gone."""
-        helm(self.kube, "uninstall", RELEASE, "--wait", f"--timeout={START_TIMEOUT_S}s")
+    def remove(self) -> None:
+        """Uninstall the release and delete its namespace; nothing waits for the end of it."""
+        helm(self.kube, "uninstall", RELEASE)
+        self.kube.delete_namespace()
 
     def api_key(self) -> str:
         """Return the key that the chart made for callers."""
@@ -107,6 +112,12 @@ class Release:
             "rollout", "status", f"{kind}/{RELEASE}-{name}", timeout, timeout_s=START_TIMEOUT_S
         )
 
+    def all_rolled_out(self) -> None:
+        """Wait until every workload has all of its pods."""
+        for kind in ("deployment", "statefulset"):
+            for item in self.kube.get(kind)["items"]:
+                self.rolled_out(kind, item["metadata"]["name"].removeprefix(f"{RELEASE}-"))
+
     def evict(self, name: str) -> None:
         """Ask for the eviction of a pod, as a drain does; a budget may refuse it."""
         namespace = self.kube.namespace
@@ -117,6 +128,17 @@ class Release:
         }
         path = f"/api/v1/namespaces/{namespace}/pods/{name}/eviction"
         self.kube.run("create", "--raw", path, "--filename", "-", stdin=json.dumps(eviction))
+
+
+def decisions(kube: Kube, workload: str, *reasons: str) -> list[str]:
+    """Return what the controller says of the changes it made to a workload, in their order."""
+    wanted = reasons or ("ScaledUp", "ScaledDown")
+    mine = [
+        one
+        for one in kube.get("events")["items"]
+        if one["reason"] in wanted and one["involvedObject"]["name"] == workload
+    ]
+    return [one["message"] for one in sorted(mine, key=lambda one: str(one["eventTime"]))]
 
 
 def trace_store(kube: Kube) -> None:
@@ -138,7 +160,7 @@ def trace_store(kube: Kube) -> None:
             {"name": "tmp", "mountPath": "/tmp"},
         ],
     }
-    volumes = [{"name": name, "emptyDir": {}} for name in ("spans", "tmp")]
+    volumes: list[Json] = [{"name": name, "emptyDir": {}} for name in ("spans", "tmp")]
     kube.apply(pod("traces", container, volumes=volumes), service("traces", TRACES_PORT))
     kube.wait("pod/traces", "condition=Ready")
 

@@ -12,7 +12,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from deploy.telemetry.schema import CALLER, load_schema
 from tests.cluster.release import (
     RELEASE,
-    START_TIMEOUT_S,
     Release,
     Values,
     address,
@@ -72,7 +71,7 @@ def test_every_workload_of_the_chart_runs_without_a_restart(release: Release) ->
 
 
 def test_helm_test_passes(release: Release) -> None:
-    said = helm(release.kube, "test", RELEASE, "--logs", f"--timeout={START_TIMEOUT_S}s")
+    said = release.test()
     assert "Succeeded" in said
     assert "answered by" in said
 

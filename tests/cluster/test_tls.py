@@ -1,19 +1,16 @@
 """The chart with certificates of its own authority, which is replaced while callers are served."""
 
-import base64
 import json
 import threading
 import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import grpc
 import pytest
 
-from deploy.cluster.layout import ROOT
 from tests.cluster.kube import Kube, wait_until
-from tests.cluster.release import RELEASE, START_TIMEOUT_S, address, helm
+from tests.cluster.release import CHART, RELEASE, Release, address, helm
 from understudy import Client
 from understudy.api.attention.v1 import attention_pb2, attention_pb2_grpc
 from understudy.errors import Unavailable, UnderstudyError
@@ -24,22 +21,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 CALL_TIMEOUT_S = 120.0
 TAKE_UP_S = 240
 STEPS = ("trust", "switch", "finish")
-CHART = str(ROOT / "charts" / "understudy")
-SECURED = ("--set", "tls.mode=chart", "--values", f"{CHART}/values-laptop.yaml")
 MESSAGES = [{"role": "user", "content": "Why is the sky blue?"}]
 TAKEN_UP = "The certificates are new."
-
-
-@pytest.fixture(scope="module")
-def release() -> Iterator[Kube]:
-    """Install the chart with TLS between services."""
-    kube = Kube("secured")
-    kube.create_namespace()
-    timeout = f"{START_TIMEOUT_S}s"
-    helm(kube, "install", RELEASE, CHART, *SECURED, "--wait", "--timeout", timeout)
-    yield kube
-    helm(kube, "uninstall", RELEASE, "--wait", "--timeout", timeout)
-    kube.delete_namespace()
 
 
 def pods(kube: Kube) -> list[tuple[str, str]]:
@@ -57,24 +40,26 @@ def num_taken_up(kube: Kube, pod: str, container: str) -> int:
     return kube.run("logs", pod, "--container", container).count(TAKEN_UP)
 
 
-def ask(kube: Kube) -> int:
+def ask(release: Release) -> int:
     """Have the LLM answer through all services; return the number of tokens."""
-    key = base64.b64decode(kube.get("secret", f"{RELEASE}-keys")["data"]["api-key"]).decode()
-    with Client(address(kube, 9090), api_key=key, timeout_s=CALL_TIMEOUT_S) as client:
+    key = release.api_key()
+    with Client(address(release.kube, 9090), api_key=key, timeout_s=CALL_TIMEOUT_S) as client:
         answer = client.complete(messages=MESSAGES, model="llm", max_tokens=8)
     return answer.usage.completion_tokens
 
 
-def test_services_answer_over_tls_and_no_probe_restarts_them(release: Kube) -> None:
-    assert ask(release) == 8
+def test_services_answer_over_tls_and_no_probe_restarts_them(secured: Release) -> None:
+    assert ask(secured) == 8
     statuses = [
-        one for pod in release.get("pods")["items"] for one in pod["status"]["containerStatuses"]
+        one
+        for pod in secured.kube.get("pods")["items"]
+        for one in pod["status"]["containerStatuses"]
     ]
     assert all(status["ready"] and not status["restartCount"] for status in statuses)
 
 
-def test_a_worker_refuses_plaintext(release: Kube) -> None:
-    worker = release.get("pod", f"{RELEASE}-llm-attention-0")["status"]["podIP"]
+def test_a_worker_refuses_plaintext(secured: Release) -> None:
+    worker = secured.kube.get("pod", f"{RELEASE}-llm-attention-0")["status"]["podIP"]
     with open_sync_channel(f"{worker}:9000", options=WITHOUT_POLICY) as channel:
         stub = attention_pb2_grpc.AttentionServiceStub(channel)
         with pytest.raises(grpc.RpcError) as caught:
@@ -84,13 +69,14 @@ def test_a_worker_refuses_plaintext(release: Kube) -> None:
     assert "it may want TLS" in failure.message
 
 
-def test_an_authority_is_replaced_by_upgrades_while_callers_are_served(release: Kube) -> None:
+def test_an_authority_is_replaced_by_upgrades_while_callers_are_served(secured: Release) -> None:
+    kube = secured.kube
     is_over, failures, answers = threading.Event(), list[str](), list[int]()
 
     def load() -> None:
         while not is_over.is_set():
             try:
-                answers.append(ask(release))
+                answers.append(ask(secured))
             except UnderstudyError as error:
                 failures.append(error.message)
 
@@ -98,18 +84,18 @@ def test_an_authority_is_replaced_by_upgrades_while_callers_are_served(release: 
         loading = pool.submit(load)
         try:
             for step in STEPS:
-                before = {one: num_taken_up(release, *one) for one in pods(release)}
+                before = {one: num_taken_up(kube, *one) for one in pods(kube)}
                 replace = f"tls.chart.replace={step}"
-                helm(release, "upgrade", RELEASE, CHART, *SECURED, "--set", replace)
+                helm(kube, "upgrade", RELEASE, str(CHART), "--reuse-values", "--set", replace)
                 wait_until(
-                    partial(have_taken_up, release, before), f"every service to {step}", TAKE_UP_S
+                    partial(have_taken_up, kube, before), f"every service to {step}", TAKE_UP_S
                 )
         finally:
             is_over.set()
         loading.result()
     assert failures == []
     assert set(answers) == {8}
-    history = json.loads(helm(release, "history", RELEASE, "--output", "json"))
+    history = json.loads(helm(kube, "history", RELEASE, "--output", "json"))
     assert len(history) == 1 + len(STEPS)
 
 

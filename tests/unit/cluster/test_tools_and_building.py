@@ -101,6 +101,15 @@ def test_a_failed_build_names_the_last_lines_and_leaves_nothing(environ: dict[st
     assert list(Path(environ["XDG_CACHE_HOME"]).rglob("thing*")) == []
 
 
+def test_a_build_that_takes_too_long_is_ended_with_its_compilers(environ: dict[str, str]) -> None:
+    install_go(environ, FAKE_GO.replace("build)", "build) sleep 600 &\n echo $! > pid\n wait\n"))
+    lines: list[str] = []
+    with pytest.raises(BuildError, match=r"thing v1\.2\.3 was not built in the time there was"):
+        ensure_built([TOOL], environ, lines.append, within_s=1.0)
+    assert not is_built(TOOL, environ)
+    assert list(Path(environ["XDG_CACHE_HOME"]).rglob("thing*")) == []
+
+
 def test_without_go_the_refusal_says_what_to_install(environ: dict[str, str]) -> None:
     with pytest.raises(BuildError, match=r"Go is not installed.*install Go 1\.26 or newer"):
         find_go({**environ, "PATH": str(Path(environ["PATH"].split(":")[0]))})
