@@ -33,7 +33,8 @@ RESTRICTED: Final = {
 WITHOUT_OPERATOR: Final = (
     "--set=telemetry.podMonitors.enabled=false",
     "--set=telemetry.rules.enabled=false",
-    "--set-json=router.gateway.parentRefs=[]",
+    "--set-json=router.gateway.http.parentRefs=[]",
+    "--set-json=router.gateway.grpc.parentRefs=[]",
 )
 """Kinds that a cluster without operators and Gateways does not know."""
 

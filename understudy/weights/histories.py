@@ -1,7 +1,7 @@
 """What one owner of folders has in a volume, had before, and tried since without success."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -49,15 +49,14 @@ def read_history(path: Path) -> History:
     try:
         with path.open("rb") as file:
             said = json.loads(file.read(MAX_HISTORY_BYTES))
-        now, before, tried = (
-            _ordered(
-                {name for name in said[key] if isinstance(name, str) and FOLDER.fullmatch(name)}
-            )
-            for key in ("now", "before", "tried")
-        )
+        now, before, tried = (_names(said[key]) for key in ("now", "before", "tried"))
     except (OSError, ValueError, KeyError, TypeError):
         return History()
     return History(now, before, tried)
+
+
+def _names(said: Iterable[object]) -> tuple[str, ...]:
+    return _ordered({name for name in said if isinstance(name, str) and FOLDER.fullmatch(name)})
 
 
 def _ordered(names: set[str]) -> tuple[str, ...]:
