@@ -123,6 +123,22 @@ def test_the_namespace_takes_the_pod_of_helm_test(site: Site, defaults: list[Man
     assert made["metadata"]["name"] == pod["metadata"]["name"]
 
 
+@pytest.mark.parametrize("preset", ["ci/fetched-values.yaml", "values-generic-gpu.yaml"])
+def test_an_upgrade_does_not_change_a_job_that_is_there(site: Site, preset: str) -> None:
+    values = f"--values={CHART / preset}"
+
+    def jobs() -> dict[str, str]:
+        found = [one["metadata"] for one in site.get("batch/v1//jobs")["items"]]
+        return {one["name"]: one["uid"] for one in found}
+
+    site.install(values, *WITHOUT_OPERATOR)
+    before = jobs()
+    site.install(values, *WITHOUT_OPERATOR, "--set=serving.drainGraceS=77")
+    assert jobs() == before
+    site.install(values, *WITHOUT_OPERATOR, "--set=image.pullPolicy=Always")
+    assert len(before) == 1 and not {*jobs()} <= {*before}
+
+
 def test_keys_and_passwords_outlive_an_upgrade(site: Site) -> None:
     site.install()
     names = ("demo-understudy-keys", "demo-understudy-redis")

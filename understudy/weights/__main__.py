@@ -56,7 +56,7 @@ def unless(directory: Path, folder: str, command: Sequence[str]) -> None:
         return
     if not command:
         raise InvalidArgument("`unless` needs a program and its arguments after the folder.")
-    os.execvp(command[0], command)  # noqa: S606 - no shell is wanted
+    os.execvp(command[0], [*command])  # noqa: S606 - no shell is wanted
 
 
 def adopt(directory: Path, folder: str, work: str) -> None:
