@@ -33,7 +33,8 @@ RESTRICTED: Final = {
 WITHOUT_OPERATOR: Final = (
     "--set=telemetry.podMonitors.enabled=false",
     "--set=telemetry.rules.enabled=false",
-    "--set-json=router.gateway.parentRefs=[]",
+    "--set-json=router.gateway.http.parentRefs=[]",
+    "--set-json=router.gateway.grpc.parentRefs=[]",
 )
 """Kinds that a cluster without operators and Gateways does not know."""
 
@@ -120,6 +121,22 @@ def test_the_namespace_takes_the_pod_of_helm_test(site: Site, defaults: list[Man
     path = f"/api/v1/namespaces/{site.namespace}/pods?dryRun=All&fieldValidation=Strict"
     made = site.plane.call("POST", path, pod)
     assert made["metadata"]["name"] == pod["metadata"]["name"]
+
+
+@pytest.mark.parametrize("preset", ["ci/fetched-values.yaml", "values-generic-gpu.yaml"])
+def test_an_upgrade_does_not_change_a_job_that_is_there(site: Site, preset: str) -> None:
+    values = f"--values={CHART / preset}"
+
+    def jobs() -> dict[str, str]:
+        found = [one["metadata"] for one in site.get("batch/v1//jobs")["items"]]
+        return {one["name"]: one["uid"] for one in found}
+
+    site.install(values, *WITHOUT_OPERATOR)
+    before = jobs()
+    site.install(values, *WITHOUT_OPERATOR, "--set=serving.drainGraceS=77")
+    assert jobs() == before
+    site.install(values, *WITHOUT_OPERATOR, "--set=image.pullPolicy=Always")
+    assert len(before) == 1 and not {*jobs()} <= {*before}
 
 
 def test_keys_and_passwords_outlive_an_upgrade(site: Site) -> None:

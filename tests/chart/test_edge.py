@@ -1,6 +1,7 @@
 """How callers get in - TLS, routes of a Gateway - and what an evaluation looks at."""
 
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Final
@@ -14,6 +15,7 @@ from tests.chart.manifests import (
     CHART,
     Helm,
     Manifest,
+    RenderError,
     environment_of,
     named,
     pod_of,
@@ -40,11 +42,12 @@ def _route(manifests: list[Manifest], kind: str) -> Manifest:
 def test_routes_lead_to_the_ports_of_the_routers_service(edge: list[Manifest]) -> None:
     service = named(edge, "Service", f"{NAME}-router")
     ports = {one["name"]: one["port"] for one in service["spec"]["ports"]}
+    hosts = {"http": "models.example.com", "grpc": "grpc.models.example.com"}
     for kind, port in (("HTTPRoute", "http"), ("GRPCRoute", "grpc")):
         spec = _route(edge, kind)
         [rule] = spec["rules"]
         assert rule["backendRefs"] == [{"name": f"{NAME}-router", "port": ports[port]}]
-        assert spec["hostnames"] == ["models.example.com"]
+        assert spec["hostnames"] == [hosts[port]]
         [parent] = spec["parentRefs"]
         assert parent == {"name": "public", "namespace": "gateways", "sectionName": "https"}
 
@@ -55,7 +58,74 @@ def test_routes_match_what_routers_serve(edge: list[Manifest]) -> None:
     assert grpc["matches"] == [{"method": {"service": service}}]
     [http] = _route(edge, "HTTPRoute")["rules"]
     assert {one["path"]["value"] for one in http["matches"]} == {"/v1", "/health"}
-    assert http["timeouts"] == {"request": "120s"}
+    assert http["timeouts"] == {"request": "2m"}
+
+
+PUBLIC: Final = {"name": "public", "sectionName": "https"}
+
+
+def _gateway(http: Manifest, grpc: Manifest) -> Manifest:
+    return {"router.gateway.http": http, "router.gateway.grpc": grpc}
+
+
+@pytest.mark.parametrize(
+    ("hosts", "others", "parent"),
+    [
+        (["a.example"], ["a.example"], PUBLIC),
+        (["a.example"], [], PUBLIC),
+        ([], [], PUBLIC),
+        (["a.example", "b.example"], ["*.example"], PUBLIC),
+        (["*.b.example"], ["*.example"], PUBLIC),
+        (["a.example"], ["a.example"], {"name": "public"}),
+        (["a.example"], ["a.example"], {**PUBLIC, "namespace": "stage"}),
+    ],
+)
+def test_routes_of_which_a_gateway_accepts_one_only_are_refused(
+    helm: Helm, hosts: list[str], others: list[str], parent: Manifest
+) -> None:
+    http = {"parentRefs": [PUBLIC], "hostnames": hosts}
+    with pytest.raises(RenderError, match="accepts only one"):
+        helm.render(values=_gateway(http, {"parentRefs": [parent], "hostnames": others}))
+
+
+@pytest.mark.parametrize(
+    ("others", "parent"),
+    [
+        (["grpc.example"], PUBLIC),
+        (["*.a.example"], PUBLIC),
+        (["a.example"], {**PUBLIC, "sectionName": "grpc"}),
+        ([], {**PUBLIC, "namespace": "other"}),
+    ],
+)
+def test_routes_with_hosts_or_listeners_of_their_own_are_rendered(
+    helm: Helm, others: list[str], parent: Manifest
+) -> None:
+    http = {"parentRefs": [PUBLIC], "hostnames": ["a.example"]}
+    grpc = {"parentRefs": [parent], "hostnames": others}
+    manifests = helm.render(values=_gateway(http, grpc))
+    assert _route(manifests, "HTTPRoute")["parentRefs"] == [PUBLIC]
+    assert _route(manifests, "GRPCRoute")["parentRefs"] == [parent]
+
+
+def test_one_edge_alone_may_have_a_route(helm: Helm) -> None:
+    manifests = helm.render(values={"router.gateway.grpc.parentRefs": [PUBLIC]})
+    assert [one["kind"] for one in manifests if "gateway" in one["apiVersion"]] == ["GRPCRoute"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "duration"),
+    [(90.5, "1m30s500ms"), (1, "1s"), (1.0005, "1s1ms"), (4e5, "111h6m40s")],
+)
+def test_the_longest_time_of_a_request_is_a_duration_of_the_gateway_api(
+    helm: Helm, seconds: float, duration: str
+) -> None:
+    values = {
+        "router.settings.requestTimeoutS": seconds,
+        "router.gateway.http.parentRefs": [PUBLIC],
+    }
+    [rule] = _route(helm.render(values=values), "HTTPRoute")["rules"]
+    assert rule["timeouts"] == {"request": duration}
+    assert re.fullmatch(r"([0-9]{1,5}(h|m|s|ms)){1,4}", duration)
 
 
 def test_without_a_gateway_there_are_no_routes(defaults: list[Manifest]) -> None:

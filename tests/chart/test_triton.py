@@ -109,6 +109,7 @@ def test_packages_are_made_where_workers_run_and_in_their_image(gpu: list[Manife
     ("values", "is_same"),
     [
         ({"experts.settings.credits": 9}, True),
+        ({"serving.drainGraceS": 77}, True),
         ({"experts.settings.weightsDtype": "bfloat16"}, False),
         ({"experts.settings.layers": "0-3"}, False),
         ({"experts.triton.threads": 2}, False),
@@ -125,6 +126,19 @@ def test_packages_are_made_again_where_they_would_differ_and_only_there(
     assert (folder(other) == folder(gpu)) is is_same
     names = [jobs(one)[0]["metadata"]["name"] for one in (gpu, other)]
     assert (names[0] == names[1]) is is_same
+
+
+def test_each_pod_of_the_job_works_in_a_folder_of_its_own(gpu: list[Manifest]) -> None:
+    [job] = jobs(gpu)
+    name = {"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}
+    for container in containers_of(pod_of(job)):
+        environment = container["env"]
+        written = [word for word in container["command"] if word.startswith("/packages/.")]
+        written += [one["value"] for one in environment[1:]]
+        assert environment[0] == name
+        assert all(one.startswith("/packages/.fetching/made/$(POD_NAME)/") for one in written)
+    words = [one["command"] for one in containers_of(pod_of(job))]
+    assert [one[3] for one in words] == ["begin", "unless", "unless", "adopt"]
 
 
 def test_the_job_that_packages_reaches_nobody(gpu: list[Manifest]) -> None:
@@ -149,8 +163,9 @@ def test_the_rendered_job_packages_a_model_that_the_rendered_server_computes_wit
     pool = {"name": "llm", "modelName": "m", "model": str(model), "ffn": "remote"}
     manifests = helm.render([PRESET], {"pools": [pool]})
     [job] = jobs(manifests)
-    for container in containers_of(pod_of(job)):
-        _run([sys.executable, *_here(container["command"][1:], volume)])
+    for _ in range(2):  # The second Job finds everything there, and makes nothing.
+        for container in containers_of(pod_of(job)):
+            _run([sys.executable, *_here(container["command"][1:], volume)])
     waits, server = _pod(manifests)["initContainers"]
     _run([sys.executable, *_here(waits["command"][1:], volume)])
     ports = {str(number): str(free_port()) for number in (8000, 8001, 8002)}
@@ -180,7 +195,9 @@ def test_the_rendered_job_packages_a_model_that_the_rendered_server_computes_wit
 
 
 def _here(command: list[str], volume: Path) -> list[str]:
-    return [word.replace("/packages", str(volume)) for word in command]
+    here = [word.replace("/packages", str(volume)) for word in command]
+    here = [word.replace("$(POD_NAME)", "packages-x1") for word in here]
+    return [sys.executable if word == "python" else word for word in here]
 
 
 def _with_ports(word: str, ports: Mapping[str, str]) -> str:

@@ -35,7 +35,8 @@ TYPOS: Final = (
     "router.priorityClass",
     "networkPolicy.caller",
     "router.tls.secret",
-    "router.gateway.parents",
+    "router.gateway.parentRefs",
+    "router.gateway.grpc.parents",
     "telemetry.jaeger.enable",
     "telemetry.prometheus.retain",
     "weights.volume.sise",
@@ -218,8 +219,10 @@ TRITON: Final[Mapping[str, object]] = {
 }
 EDGE: Final[Mapping[str, object]] = {
     "router.tls.secretName": "marker46",
-    "router.gateway.parentRefs": [{"name": "marker47"}],
-    "router.gateway.hostnames": ["marker48"],
+    "router.gateway.http.parentRefs": [{"name": "marker47"}],
+    "router.gateway.http.hostnames": ["marker48"],
+    "router.gateway.grpc.parentRefs": [{"name": "marker61"}],
+    "router.gateway.grpc.hostnames": ["marker62"],
     "telemetry.jaeger.enabled": True,
     "telemetry.jaeger.image.repository": "marker49",
     "telemetry.jaeger.image.tag": "marker50",

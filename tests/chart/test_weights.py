@@ -38,7 +38,8 @@ def fetched(helm: Helm) -> list[Manifest]:
 def _sources(manifests: list[Manifest]) -> tuple[ModelSource, ...]:
     """What the Job reads, as the Job itself reads it."""
     [job] = jobs(manifests)
-    text = named(manifests, "ConfigMap", job["metadata"]["name"])["data"]["models.json"]
+    [volume] = [one["configMap"] for one in pod_of(job)["volumes"] if one["name"] == "models"]
+    text = named(manifests, "ConfigMap", volume["name"])["data"]["models.json"]
     [container] = pod_of(job)["containers"]
     environment = {**environment_of(container), "UNDERSTUDY_WEIGHTS_MODELS": text}
     return FetchSettings.from_env(environment).sources()
@@ -77,6 +78,8 @@ def test_a_refusal_ends_the_job_and_anything_else_is_tried_again(fetched: list[M
     [container] = pod_of(job)["containers"]
     assert (codes["containerName"], codes["operator"]) == (container["name"], "In")
     assert set(codes["values"]) == {BAD_SETTINGS, REFUSED}
+    # With pauses of at most 10 minutes the deadline comes first, even where it is a year.
+    assert job["spec"]["backoffLimit"] > job["spec"]["activeDeadlineSeconds"]
 
 
 def test_credentials_are_mounted_from_their_secrets_and_stand_nowhere(
@@ -143,6 +146,24 @@ def test_what_is_fetched_decides_the_folder_and_how_it_is_fetched_the_job(helm: 
     assert folders[0] == folders[1] != folders[2]
     names = {jobs(one)[0]["metadata"]["name"] for one in (first, elsewhere, other)}
     assert len(names) == 3
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"serving.drainGraceS": 77},
+        {"image.pullPolicy": "Always"},
+        {"image.tag": "2"},
+        {"weights.job.deadlineS": 77},
+        {"imagePullSecrets": [{"name": "registry"}]},
+    ],
+)
+def test_a_job_that_differs_has_another_name(
+    helm: Helm, fetched: list[Manifest], values: dict[str, object]
+) -> None:
+    [job], [other] = jobs(fetched), jobs(helm.render([VALUES], values))
+    assert (job["spec"] == other["spec"]) is (job["metadata"]["name"] == other["metadata"]["name"])
+    assert (job["spec"] == other["spec"]) is ("serving.drainGraceS" in values)
 
 
 def test_the_same_values_are_the_same_job(helm: Helm, fetched: list[Manifest]) -> None:

@@ -1,8 +1,9 @@
-"""`python -m understudy.weights fetch | wait | sums | begin | adopt`."""
+"""`python -m understudy.weights fetch | wait | sums | begin | unless | adopt`."""
 
 import argparse
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ BAD_SETTINGS: Final = 2
 REFUSED: Final = 3
 """What trying again does not mend: a Job ends at once."""
 TERMINATED: Final = 143
+POD: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 log = logging.getLogger("understudy.weights")
 
 
@@ -31,22 +33,45 @@ def fetch(environ: Mapping[str, str]) -> None:
     """Publish all models of the settings and remove those of former runs."""
     settings = FetchSettings.from_env(environ)
     models, store = settings.sources(), Store(settings.directory)
+    folders = [model.folder for model in models]
     with store.locked():
-        for removed in store.prune(settings.owner, [model.folder for model in models]):
-            log.info("%s was removed: nothing wants it any more.", removed)
+        store.want(settings.owner, folders)
         fetcher = Fetcher(store, open_web)
         for model in models:
             fetcher.fetch(model)
+        prune(store, settings.owner, folders)
 
 
-def adopt(directory: Path, folder: str) -> None:
+def begin(directory: Path, work: str) -> None:
+    """Empty the folder that the steps of a Job fill."""
+    store = Store(directory)
+    with store.locked():
+        store.begin(work)
+
+
+def unless(directory: Path, folder: str, command: Sequence[str]) -> None:
+    """Become a step of a Job, unless what it makes is published and whole."""
+    if Store(directory).is_whole(folder):
+        log.info("%s is there and is what it must be: nothing is made.", folder)
+        return
+    if not command:
+        raise InvalidArgument("`unless` needs a program and its arguments after the folder.")
+    os.execvp(command[0], [*command])  # noqa: S606 - no shell is wanted
+
+
+def adopt(directory: Path, folder: str, work: str) -> None:
     """Publish what the steps of a Job made in the folder that `begin` gave them."""
     store = Store(directory)
     with store.locked():
-        for removed in store.prune(folder.rpartition("-")[0], [folder]):
-            log.info("%s was removed: nothing wants it any more.", removed)
-        is_new = store.adopt(folder)
+        is_new = store.adopt(folder, work)
+        prune(store, folder.rpartition("-")[0], [folder])
     log.info("%s %s.", folder, "is published" if is_new else "was there already and stays")
+
+
+def prune(store: Store, owner: str, folders: Sequence[str]) -> None:
+    """Remove what its owner had earlier than the folders that are published now."""
+    for removed in store.prune(owner, folders):
+        log.info("%s was removed: nothing wants it any more.", removed)
 
 
 def open_web(model: ModelSource) -> Web:
@@ -63,16 +88,7 @@ def main(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(TERMINATED))
     configure_logging("weights", "info")
     try:
-        if chosen.command == "fetch":
-            fetch(os.environ)
-        elif chosen.command == "wait":
-            wait_for(chosen.directory, chosen.folders, limit_s=chosen.limit_s)
-        elif chosen.command == "begin":
-            Store(chosen.directory).begin(chosen.folder)
-        elif chosen.command == "adopt":
-            adopt(chosen.directory, chosen.folder)
-        else:
-            sys.stdout.write(sums_of(chosen.folder).text)
+        _run(chosen)
     except UnderstudyError as error:
         sys.stderr.write(f"understudy weights: {error.message}\n")
         if isinstance(error, FailedPrecondition):
@@ -82,6 +98,22 @@ def main(arguments: Sequence[str]) -> int:
         sys.stderr.write(f"understudy weights: the volume cannot be used: {error}\n")
         return FAILED
     return 0
+
+
+def _run(chosen: argparse.Namespace) -> None:
+    match chosen.command:
+        case "fetch":
+            fetch(os.environ)
+        case "wait":
+            wait_for(chosen.directory, chosen.folders, limit_s=chosen.limit_s)
+        case "begin":
+            begin(chosen.directory, chosen.work)
+        case "unless":
+            unless(chosen.directory, chosen.folder, chosen.step)
+        case "adopt":
+            adopt(chosen.directory, chosen.folder, chosen.work)
+        case _:
+            sys.stdout.write(sums_of(chosen.folder).text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -94,17 +126,33 @@ def _parser() -> argparse.ArgumentParser:
     waiting.add_argument("--limit-s", type=float, default=3600, help="seconds until it fails")
     sums = commands.add_parser("sums", help="print the sums of a folder on this machine")
     sums.add_argument("folder", type=Path)
-    for name, meaning in (("begin", "empty the folder that a Job's steps fill"),
-                          ("adopt", "publish what they put there")):  # fmt: skip
-        made = commands.add_parser(name, help=meaning)
-        made.add_argument("directory", type=Path, help="the volume")
-        made.add_argument("folder", type=folder_name, help="name of the folder")
+    _add_steps(commands)
     return parser
+
+
+def _add_steps(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    beginning = commands.add_parser("begin", help="empty the folder that a Job's steps fill")
+    doing = commands.add_parser("unless", help="run a step, unless its folder is published")
+    adopting = commands.add_parser("adopt", help="publish what the steps made")
+    for step in (beginning, doing, adopting):
+        step.add_argument("directory", type=Path, help="the volume")
+    for step in (doing, adopting):
+        step.add_argument("folder", type=folder_name, help="name of the published folder")
+    for step in (beginning, adopting):
+        step.add_argument("work", type=work_name, help="name of who makes it: the pod's")
+    doing.add_argument("step", nargs=argparse.REMAINDER, help="program and its arguments")
 
 
 def folder_name(text: str) -> str:
     """Return the name of a published folder. Raises ValueError for another one."""
     if FOLDER.fullmatch(text) is None:
+        raise ValueError
+    return text
+
+
+def work_name(text: str) -> str:
+    """Return the name of a pod. Raises ValueError for what is none."""
+    if POD.fullmatch(text) is None:
         raise ValueError
     return text
 

@@ -183,7 +183,12 @@ class FileFetch:
             before = self._size()
             try:
                 return self._advance(hashed)
-            except OutOfRange:
+            except OutOfRange as error:
+                if before == 0:
+                    raise FailedPrecondition(
+                        f"{self.name} was asked for from its start on, and refused as out of range:"
+                        " is the source a file?"
+                    ) from error
                 self.part.unlink()
                 hashed = hashlib.sha256()
             except Unavailable as error:

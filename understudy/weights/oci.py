@@ -13,12 +13,21 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Final
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 from understudy.errors import FailedPrecondition
 from understudy.weights.contents import Contents, parse_digest
 from understudy.weights.credentials import Secret
-from understudy.weights.web import Body, Document, Headers, Web, guarded, raise_for, shown
+from understudy.weights.web import (
+    Body,
+    Document,
+    Headers,
+    Web,
+    address,
+    guarded,
+    raise_for,
+    shown,
+)
 
 MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
 TITLE: Final = "org.opencontainers.image.title"
@@ -64,7 +73,13 @@ class RegistrySigner:
         return {**headers, "authorization": guarded(url, known)} if known else headers
 
     def answer(self, challenge: str, url: str) -> None:
-        """Take up a challenge. Raises FailedPrecondition for one that cannot be answered."""
+        """Take up a challenge. Raises FailedPrecondition for one that cannot be answered.
+
+        With credentials, the challenge of whoever answers without TLS is not taken up: it could
+        name any realm.
+        """
+        if self._secret.is_there:
+            guarded(url, "")
         kind, _, rest = challenge.partition(" ")
         fields = dict(_FIELD.findall(rest))
         with self._lock:
@@ -86,7 +101,7 @@ class RegistrySigner:
     def _token(self, fields: Mapping[str, str]) -> str:
         realm = fields["realm"]
         asked = {name: fields[name] for name in ("service", "scope") if name in fields}
-        url = f"{realm}{'&' if urlsplit(realm).query else '?'}{urlencode(asked)}"
+        url = f"{realm}{'&' if address(realm).query else '?'}{urlencode(asked)}"
         basic = {"authorization": self._basic(url)} if self._secret.is_there else {}
         answer = self._web.document(url, lambda _url, headers: {**headers, **basic})
         raise_for(answer.status, url)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Protocol
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from understudy.errors import FailedPrecondition, NotFound
 from understudy.weights.contents import (
@@ -28,7 +28,16 @@ from understudy.weights.oci import OciArtifact, open_artifact
 from understudy.weights.settings import ModelSource
 from understudy.weights.signing import AccessKey, signed_headers
 from understudy.weights.tokens import GoogleToken
-from understudy.weights.web import Body, Headers, OutOfRange, Signer, Web, bearer, unsigned
+from understudy.weights.web import (
+    Body,
+    Headers,
+    OutOfRange,
+    Signer,
+    Web,
+    address,
+    bearer,
+    unsigned,
+)
 
 HUB: Final = "https://huggingface.co"
 GS: Final = "https://storage.googleapis.com"
@@ -182,8 +191,7 @@ def _open_file(_web: Web, rest: str, model: ModelSource, _secret: Secret) -> tup
 
 
 def _base(endpoint: str, folder: str, model: ModelSource) -> str:
-    parts = urlsplit(endpoint)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
+    if address(endpoint).query:
         raise FailedPrecondition(f"The endpoint {endpoint!r} is not an address like https://host.")
     if not folder or any(part in ("", ".", "..") for part in folder.split("/")):
         raise FailedPrecondition(f"The source {model.source!r} names no folder, or '..' in it.")

@@ -3,13 +3,14 @@
     <folder>/                 published: the files, and RECORD, what they were checked to be
     .fetching/<folder>/parts  what came so far of files
     .fetching/<folder>/files  files that were checked
-    .fetching/wanted          what each owner wants, and wanted before
+    .fetching/made/<work>     what a pod of a Job makes; the latest to begin has the volume
+    .fetching/wanted          what each owner has, had before, and tries
     .fetching/lock            held while a Job works here
 
 A folder is made ready beside its place and renamed, so whoever looks sees all of it or nothing.
-Every owner of folders has a history there: the folders of its run before stay, since workers may
-still read them and a rollback wants them; what it wanted earlier is removed, and what is in no
-history is not ours.
+Every owner of folders has a history there. Nothing is removed before all of what it wants now is
+published, so a run that fails takes nothing away; what it had before stays even then, since workers
+may still read it and a rollback wants it. What is in no history is not ours.
 """
 
 import fcntl
@@ -24,11 +25,12 @@ from typing import Final
 
 from understudy.errors import Unavailable
 from understudy.weights.contents import RESERVED, Contents, hash_file, sums_of
-from understudy.weights.settings import FOLDER
+from understudy.weights.histories import History, read_history
 
 RECORD: Final = f"{RESERVED}.json"
 FETCHING: Final = ".fetching"
 WANTED: Final = "wanted"
+MADE: Final = "made"
 MAX_RECORD_BYTES: Final = 8 * 1024 * 1024
 
 
@@ -103,49 +105,80 @@ class Store:
         for path in sorted(home.rglob("*"), reverse=True):
             if path.is_file() and str(path.relative_to(home)) not in contents.files:
                 path.unlink()
+        self._place(home, folder, contents)
+        shutil.rmtree(self._fetching / folder)
+
+    def is_whole(self, folder: str) -> bool:
+        """Whether a folder is published and is what its record says."""
+        record = read_record(self._root / folder)
+        if record is None:
+            return False
+        return not self.faults(folder, Contents({name: one.sha256 for name, one in record.items()}))
+
+    def begin(self, work: str) -> Path:
+        """Return an empty folder in which other programs make what `adopt` publishes.
+
+        Work that others began is removed: it broke off, or its Job gave way to this one.
+        """
+        shutil.rmtree(self._fetching / MADE, ignore_errors=True)
+        return self._made(self._fetching / MADE / work / "files")
+
+    def adopt(self, folder: str, work: str) -> bool:
+        """Publish what was made, hashed; where the folder is published and whole that one stays.
+
+        Returns whether it was published. Raises FailedPrecondition where nothing was made.
+        """
+        home = self._fetching / MADE / work
+        is_new = not self.is_whole(folder)
+        if is_new:
+            self._place(home / "files", folder, sums_of(home / "files"))
+        shutil.rmtree(home, ignore_errors=True)
+        return is_new
+
+    def want(self, owner: str, wanted: Sequence[str]) -> None:
+        """Note what an owner is going to publish; parts of what it tried before go."""
+        history = read_history(self._history(owner))
+        for name in {*history.tried} - self._kept(owner, [*wanted, *history.now, *history.before]):
+            shutil.rmtree(self._fetching / name, ignore_errors=True)
+        self._write(owner, history.trying(wanted))
+
+    def prune(self, owner: str, wanted: Sequence[str]) -> list[str]:
+        """Remove what an owner had earlier, and nobody else wants, once all it wants is published.
+
+        What it had until now stays, with what it published of runs that failed since. Returns the
+        names of the removed folders.
+        """
+        history = read_history(self._history(owner))
+        after = history.having(wanted, lambda name: read_record(self._root / name) is not None)
+        gone = {*history.before, *history.tried} - self._kept(owner, [*after.now, *after.before])
+        removed = sorted(name for name in gone if (self._root / name).is_dir())
+        for name in removed:
+            shutil.rmtree(self._root / name, ignore_errors=True)
+        for name in {*gone, *history.now} - {*wanted}:
+            shutil.rmtree(self._fetching / name, ignore_errors=True)
+        self._write(owner, after)
+        return removed
+
+    def _place(self, home: Path, folder: str, contents: Contents) -> None:
         seen = {name: Seen.of(home / name, digest) for name, digest in contents.files.items()}
         record = {name: [one.sha256, one.size_bytes, one.changed_ns] for name, one in seen.items()}
         write_synced(home / RECORD, json.dumps(record))
         shutil.rmtree(self._root / folder, ignore_errors=True)
         home.rename(self._root / folder)
         sync_folder(self._root)
-        shutil.rmtree(self._fetching / folder)
 
-    def begin(self, folder: str) -> Path:
-        """Return an empty folder in which another program makes what `adopt` publishes."""
-        shutil.rmtree(self._fetching / folder, ignore_errors=True)
-        return self.checked(folder)
+    def _history(self, owner: str) -> Path:
+        return self._made(self._fetching / WANTED) / owner
 
-    def adopt(self, folder: str) -> bool:
-        """Publish what was made, hashed; where the folder is published already that one stays.
+    def _write(self, owner: str, history: History) -> None:
+        path = self._history(owner)
+        if history != read_history(path):
+            write_synced(path, history.text)
 
-        Returns whether it was published. Raises FailedPrecondition where nothing was made.
-        """
-        if read_record(self._root / folder) is not None:
-            shutil.rmtree(self._fetching / folder, ignore_errors=True)
-            return False
-        self.publish(folder, sums_of(self.checked(folder)))
-        return True
-
-    def prune(self, owner: str, wanted: Sequence[str]) -> list[str]:
-        """Remove what this owner wanted before its run before, and nobody else wants.
-
-        Returns the names of the removed folders.
-        """
+    def _kept(self, owner: str, names: Sequence[str]) -> set[str]:
         home = self._made(self._fetching / WANTED)
-        now, before = _history(home / owner)
-        if sorted(wanted) == now:
-            return []
-        others = [_history(path) for path in home.iterdir() if path.name != owner]
-        kept = {*wanted, *now, *(name for history in others for part in history for name in part)}
-        removed = sorted({*before} - kept)
-        for name in removed:
-            shutil.rmtree(self._root / name, ignore_errors=True)
-        # What came of a folder that was not finished is of no use to a rollback.
-        for name in {*removed, *now} - {*wanted}:
-            shutil.rmtree(self._fetching / name, ignore_errors=True)
-        write_synced(home / owner, json.dumps({"now": sorted(wanted), "before": now}))
-        return removed
+        others = [read_history(path) for path in home.iterdir() if path.name != owner]
+        return {*names, *(name for other in others for name in other.names)}
 
     def _is_good(self, path: Path, digest: str, seen: Seen | None) -> bool:
         if not path.is_file():
@@ -157,20 +190,6 @@ class Store:
     def _made(self, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
-
-
-def _history(path: Path) -> tuple[list[str], list[str]]:
-    """Return what an owner wants and wanted before; names that are no folders are left out."""
-    try:
-        with path.open("rb") as file:
-            said = json.loads(file.read(MAX_RECORD_BYTES))
-        now, before = (
-            [name for name in said[key] if isinstance(name, str) and FOLDER.fullmatch(name)]
-            for key in ("now", "before")
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        return [], []
-    return now, before
 
 
 def read_record(folder: Path) -> Mapping[str, Seen] | None:

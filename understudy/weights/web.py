@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import SplitResult, urljoin, urlsplit
 
 import urllib3
 from urllib3.exceptions import HTTPError, SSLError
@@ -61,9 +61,22 @@ def bearer(token: str) -> Signer:
     return lambda url, headers: {**headers, "authorization": f"Bearer {guarded(url, token)}"}
 
 
+def address(url: str) -> SplitResult:
+    """Return the parts of an address. Raises FailedPrecondition where it is none of HTTP."""
+    try:
+        parts = urlsplit(url)
+        is_one = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_one = False
+    if not is_one:
+        begin = url.partition("?")[0].rpartition("@")[2]
+        raise FailedPrecondition(f"{begin[:100]!r} is not an address like https://host.")
+    return parts
+
+
 def guarded(url: str, secret: str) -> str:
     """Return the secret. Raises FailedPrecondition where the URL would carry it in the open."""
-    parts = urlsplit(url)
+    parts = address(url)
     if parts.scheme != "https" and parts.hostname not in LOOPBACK:
         raise FailedPrecondition(
             f"Credentials are not sent to {parts.netloc} without TLS: name it with https, or take"
@@ -131,9 +144,9 @@ class Web:
             response.close()
 
     def _follow(self, url: str, sign: Signer, wanted: Headers) -> urllib3.BaseHTTPResponse:
-        first = urlsplit(url)
+        first = address(url)
         for _ in range(MAX_REDIRECTS + 1):
-            parts = urlsplit(url)
+            parts = address(url)
             is_home = (parts.scheme, parts.netloc) == (first.scheme, first.netloc)
             headers = sign(url, wanted) if is_home else wanted
             with _failures(url):
@@ -144,9 +157,9 @@ class Web:
             if response.status not in _REDIRECTS or location is None:
                 return response
             response.close()
-            url = urljoin(url, location)
-            if first.scheme == "https" and urlsplit(url).scheme != "https":
-                raise FailedPrecondition(f"{first.netloc} sends to {urlsplit(url).netloc} in clear")
+            url = _joined(url, location)
+            if first.scheme == "https" and address(url).scheme != "https":
+                raise FailedPrecondition(f"{shown(url)} is where {first.netloc} sends to in clear.")
         raise FailedPrecondition(f"{first.netloc} redirects more than {MAX_REDIRECTS} times.")
 
 
@@ -185,9 +198,20 @@ def raise_for(status: int, url: str) -> None:
 
 def shown(url: str) -> str:
     """Return the URL for messages: without query and user."""
-    parts = urlsplit(url)
+    parts = address(url)
     port = f":{parts.port}" if parts.port else ""
     return f"{parts.scheme}://{parts.hostname}{port}{parts.path}"
+
+
+def _joined(url: str, location: str) -> str:
+    try:
+        joined = urljoin(url, location)
+        address(joined)
+    except (ValueError, FailedPrecondition) as error:
+        raise FailedPrecondition(
+            f"{shown(url)} redirects to what is no address of HTTP; is the endpoint right?"
+        ) from error
+    return joined
 
 
 def _begins_at(response: urllib3.BaseHTTPResponse, url: str, offset: int) -> int:

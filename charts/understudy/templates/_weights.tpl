@@ -120,14 +120,15 @@ nothing that is fetched. Takes root, service (whose image it runs in) and paths.
 {{- dict "claims" (uniq $claims | sortAlpha) "secrets" (uniq $secrets | sortAlpha) | toYaml -}}
 {{- end -}}
 
-{{/* Ports that sources of weights are reached on, as a JSON list of numbers; none where all are claims. */}}
+{{/* Ports that sources of weights are reached on, as a JSON list of numbers; none where all are claims.
+Whoever has credentials may have to show them at 443 first, for a token. */}}
 {{- define "understudy.weightsPorts" -}}
 {{- $ports := list -}}
 {{- range .Values.weights.models -}}
 {{- if not (hasPrefix "pvc://" .source) -}}
 {{- $address := .endpoint | default (hasPrefix "oci://" .source | ternary (printf "https://%s" (splitn "/" 2 (trimPrefix "oci://" .source))._0) "https://public") -}}
 {{- $ports = append $ports (include "understudy.portOf" (dict "url" $address "default" (hasPrefix "http://" $address | ternary 80 443)) | int) -}}
-{{- if not .endpoint }}{{ $ports = append $ports 443 }}{{ end -}}
+{{- if or .credentialsSecret (not .endpoint) }}{{ $ports = append $ports 443 }}{{ end -}}
 {{- end -}}
 {{- end -}}
 {{- uniq $ports | sortAlpha | toJson -}}

@@ -179,6 +179,24 @@ def test_a_file_that_came_whole_before_the_cut_is_not_asked_for_again(
     assert server.ranges(BIG) == []
 
 
+def test_a_source_that_has_no_start_is_refused(
+    fetcher: Fetcher, model: Make, server: StoreServer, pauses: list[float]
+) -> None:
+    server.faults[BIG] = [("status", 416)] * 3
+    with pytest.raises(FailedPrecondition, match="from its start on"):
+        fetcher.fetch(model())
+    assert pauses == []
+
+
+@pytest.mark.parametrize("location", ["http://[", "http://host:99999/x", "ftp://host/x"])
+def test_a_redirect_to_what_is_no_address_is_refused(
+    fetcher: Fetcher, model: Make, server: StoreServer, location: str
+) -> None:
+    server.faults[BIG] = [("redirect", location)]
+    with pytest.raises(FailedPrecondition, match="redirects to what is no address"):
+        fetcher.fetch(model())
+
+
 @pytest.mark.parametrize("limit", [100, 7500])
 def test_more_than_the_limit_is_refused_by_the_file_that_exceeds_it(
     fetcher: Fetcher, model: Make, server: StoreServer, volume: Path, limit: int

@@ -16,12 +16,13 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from tests.unit.weights.conftest import FILES, FOLDER, sha, sums
 from tests.unit.weights.store_server import StoreServer, serving
 from understudy.errors import FailedPrecondition, Unauthenticated
+from understudy.weights.credentials import Secret
 from understudy.weights.fetching import Fetcher
-from understudy.weights.oci import MANIFEST, TITLE
+from understudy.weights.oci import MANIFEST, TITLE, RegistrySigner
 from understudy.weights.settings import ModelSource
 from understudy.weights.signing import AccessKey, signed_headers
 from understudy.weights.tokens import GoogleToken
-from understudy.weights.web import Web, bearer
+from understudy.weights.web import Document, Signer, Web, bearer, unsigned
 
 Make = Callable[..., ModelSource]
 B = {"b": FILES["b"]}
@@ -212,6 +213,8 @@ def test_a_registry_that_wants_a_password_is_told_apart_from_one_without_the_art
         {"source": "oci://registry/Team"},
         {"endpoint": "ftp://host"},
         {"endpoint": "host"},
+        {"endpoint": "http://["},
+        {"source": "oci://registry/team/llm", "endpoint": "http://host:x", "sums": ""},
     ],
 )
 def test_a_source_that_is_none_is_refused_before_anything_is_asked(
@@ -228,6 +231,38 @@ def test_credentials_do_not_leave_in_clear_but_on_this_machine() -> None:
     with pytest.raises(FailedPrecondition, match="without TLS") as caught:
         sign("http://hub.example/x", {})
     assert "hush" not in caught.value.message
+
+
+class _Asked(Web):
+    """Remembers what would be asked, and asks nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.urls: list[str] = []
+
+    def document(self, url: str, sign: Signer = unsigned, accept: str = "*/*") -> Document:
+        self.urls.append(url)
+        return Document(200, {}, b'{"token": "t"}')
+
+
+@pytest.mark.parametrize("kind", ["Bearer", "Basic"])
+def test_a_challenge_that_came_in_clear_gets_no_password(tmp_path: Path, kind: str) -> None:
+    web, secret = _Asked(), Secret(_secret(tmp_path / "s", username="u", password="hush"))
+    challenge, url = f'{kind} realm="https://thief.example/token"', "http://registry.example/v2/x"
+    with pytest.raises(FailedPrecondition, match=r"not sent to registry\.example without TLS"):
+        RegistrySigner(web, secret).answer(challenge, url)
+    assert web.urls == []
+    if kind == "Bearer":
+        RegistrySigner(web, Secret(None)).answer(challenge, url)
+        assert web.urls == ["https://thief.example/token?"]
+
+
+def test_a_realm_without_tls_gets_no_password(tmp_path: Path) -> None:
+    web, secret = _Asked(), Secret(_secret(tmp_path / "s", username="u", password="hush"))
+    for realm in ("http://realm.example/token", "http://[", "ftp://realm.example"):
+        with pytest.raises(FailedPrecondition):
+            RegistrySigner(web, secret).answer(f'Bearer realm="{realm}"', "https://r.example/v2/x")
+    assert web.urls == []
 
 
 def test_redirects_have_an_end(fetcher: Fetcher, model: Make, server: StoreServer) -> None:

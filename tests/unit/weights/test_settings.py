@@ -114,3 +114,52 @@ def test_a_setting_that_is_missing_ends_it_at_once(volume: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 2
     assert "UNDERSTUDY_WEIGHTS_MODELS is not set" in done.stderr
+
+
+def _run(volume: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {"PYTHONPATH": _environment(volume, [])["PYTHONPATH"]}
+    command = [*COMMAND, *arguments]
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_the_former_weights_stay_until_the_corrected_ones_are_published(
+    server: StoreServer, volume: Path
+) -> None:
+    """Weights A run, an upgrade to B names a wrong digest, C corrects it."""
+    server.files = {"/b/k/x": b"corrected"}
+    first, wrong, corrected = (f"llm-{digit * 16}" for digit in "abc")
+    entry = {**ENTRY, "endpoint": server.address}
+
+    def fetch(folder: str, content: bytes) -> int:
+        models = [{**entry, "folder": folder, "sums": sums({"x": content})}]
+        return subprocess.run(
+            [*COMMAND, "fetch"], env=_environment(volume, models), capture_output=True, timeout=60,
+            check=False,
+        ).returncode  # fmt: skip
+
+    assert fetch(first, b"corrected") == 0
+    assert fetch(wrong, b"never") == 3
+    server.faults = {"/b/k/x": [("status", 404)]}
+    assert fetch(corrected, b"corrected") == 1
+    assert (volume / first / RECORD).is_file()
+    assert fetch(corrected, b"corrected") == 0
+    assert {path.name for path in volume.iterdir()} == {".fetching", first, corrected}
+
+
+def test_a_step_of_a_job_is_left_out_where_what_it_makes_is_published(volume: Path) -> None:
+    step = [sys.executable, "-c", "import sys; open(sys.argv[1], 'w').write('made')"]
+    folder, work = "llm-0123456789abcdef", "packages-abc-x1"
+    target = volume / ".fetching" / "made" / work / "files" / "model"
+    doing = ["unless", str(volume), folder, *step, str(target)]
+    assert _run(volume, "begin", str(volume), work).returncode == 0
+    assert _run(volume, *doing).returncode == 0
+    assert target.read_text() == "made"
+    assert _run(volume, "adopt", str(volume), folder, work).returncode == 0
+    again = _run(volume, *doing)
+    assert (again.returncode, target.exists()) == (0, False)
+    assert "nothing is made" in again.stderr
+    assert _run(volume, "adopt", str(volume), folder, work).returncode == 0
+    assert _run(volume, "unless", str(volume), "llm-ffffffffffffffff").returncode == 2
+    assert _run(volume, "begin", str(volume), "../x").returncode == 2

@@ -25,10 +25,38 @@ def test_the_folders_of_the_run_before_stay_and_older_ones_go(volume: Path) -> N
     store = Store(volume)
     for wanted in (OLD, MID, MID, NEW):
         with store.locked():
-            removed = store.prune("demo", [wanted])
             _publish(volume, wanted)
+            removed = store.prune("demo", [wanted])
     assert removed == [OLD]
     assert {path.name for path in volume.iterdir()} == {".fetching", MID, NEW}
+
+
+def test_what_runs_is_not_removed_by_a_run_that_follows_one_that_failed(volume: Path) -> None:
+    store = Store(volume)
+    store.want("demo", [OLD])
+    _publish(volume, OLD)
+    assert store.prune("demo", [OLD]) == []
+    store.want("demo", [MID])
+    (store.parts(MID) / "half").touch()
+    store.want("demo", [NEW])
+    assert not (volume / ".fetching" / MID).exists()
+    assert (volume / OLD / "weights").is_file()
+    _publish(volume, NEW)
+    assert store.prune("demo", [NEW]) == []
+    assert {path.name for path in volume.iterdir()} == {".fetching", OLD, NEW}
+
+
+def test_what_a_failed_run_published_stays_as_long_as_what_ran_then(volume: Path) -> None:
+    store = Store(volume)
+    half = "slm-3333333333333333"
+    _publish(volume, OLD)
+    store.prune("demo", [OLD])
+    store.want("demo", [half, MID])
+    _publish(volume, half)
+    _publish(volume, NEW)
+    assert store.prune("demo", [NEW]) == []
+    _publish(volume, MID)
+    assert store.prune("demo", [MID]) == [OLD, half]
 
 
 def test_what_another_owner_wants_or_nobody_named_is_left_alone(volume: Path) -> None:
@@ -37,16 +65,16 @@ def test_what_another_owner_wants_or_nobody_named_is_left_alone(volume: Path) ->
         (volume / name).mkdir()
     store = Store(volume)
     for owner, wanted in (("other", OLD), ("demo", OLD), ("demo", MID), ("demo", NEW)):
-        assert store.prune(owner, [wanted]) == []
         _publish(volume, wanted)
+        assert store.prune(owner, [wanted]) == []
     assert {path.name for path in volume.iterdir()} == {*foreign, OLD, MID, NEW, ".fetching"}
 
 
 def test_parts_of_what_is_not_wanted_any_more_are_removed(volume: Path) -> None:
     store = Store(volume)
-    store.prune("demo", [OLD])
+    store.want("demo", [OLD])
     (store.parts(OLD) / "half").touch()
-    store.prune("demo", [NEW])
+    store.want("demo", [NEW])
     assert not (volume / ".fetching" / OLD).exists()
 
 
@@ -55,7 +83,7 @@ def test_a_history_cannot_name_what_is_no_folder(volume: Path) -> None:
     home = volume / ".fetching" / "wanted"
     home.mkdir(parents=True)
     (volume / "mine").mkdir()
-    (home / "demo").write_text('{"now": [], "before": ["mine", "../x", 3]}')
+    (home / "demo").write_text('{"now": [], "before": ["mine", "../x", 3], "tried": [""]}')
     assert store.prune("demo", [NEW]) == []
     assert (volume / "mine").is_dir()
 
@@ -63,16 +91,42 @@ def test_a_history_cannot_name_what_is_no_folder(volume: Path) -> None:
 def test_what_another_program_made_is_published_once(volume: Path) -> None:
     store = Store(volume)
     for content, is_new in ((b"first", True), (b"second", False)):
-        home = store.begin(NEW)
+        home = store.begin("packages-x1")
         assert not list(home.iterdir())
         (home / "model" / "1").mkdir(parents=True)
         (home / "model" / "1" / "package.json").write_bytes(content)
-        assert store.adopt(NEW) is is_new
+        assert store.adopt(NEW, "packages-x1") is is_new
+        assert not list((volume / ".fetching" / "made").iterdir())
     assert (volume / NEW / "model" / "1" / "package.json").read_bytes() == b"first"
     assert lacks(volume, NEW) == ""
-    store.begin(OLD)
+    store.begin("packages-x1")
     with pytest.raises(FailedPrecondition, match="0 files"):
-        store.adopt(OLD)
+        store.adopt(OLD, "packages-x1")
+
+
+def test_what_was_damaged_is_replaced_by_what_a_job_made_again(volume: Path) -> None:
+    store = Store(volume)
+    _publish(volume, NEW)
+    assert store.is_whole(NEW)
+    (volume / NEW / "weights").write_bytes(b"rotten")
+    assert not store.is_whole(NEW)
+    (store.begin("packages-x2") / "weights").write_bytes(b"made again")
+    assert store.adopt(NEW, "packages-x2")
+    assert (volume / NEW / "weights").read_bytes() == b"made again"
+    assert store.is_whole(NEW)
+
+
+def test_who_begins_last_has_the_volume_and_who_began_before_publishes_nothing(
+    volume: Path,
+) -> None:
+    store = Store(volume)
+    first = store.begin("packages-x1")
+    (first / "weights").write_bytes(b"first")
+    (store.begin("packages-x2") / "weights").write_bytes(b"second")
+    assert not first.exists()
+    with pytest.raises(FailedPrecondition, match="0 files"):
+        store.adopt(NEW, "packages-x1")
+    assert store.adopt(NEW, "packages-x2")
 
 
 def test_a_broken_record_of_former_runs_is_none(volume: Path) -> None:
