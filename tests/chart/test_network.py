@@ -275,21 +275,6 @@ def test_the_job_that_fetches_weights_alone_leaves_the_cluster_to_its_sources_on
 
 
 @pytest.mark.parametrize(
-    ("credentials", "ports"), [({}, {9000}), ({"credentialsSecret": "s"}, {443, 9000})]
-)
-def test_a_source_with_credentials_may_be_asked_for_a_token_at_443(
-    helm: Helm, credentials: dict[str, str], ports: set[int]
-) -> None:
-    model = {"name": "m", "source": "gs://b/k/", "digest": f"sha256:{'0' * 64}", "maxGib": 1}
-    model = {**model, "endpoint": "https://store:9000", **credentials}
-    manifests = helm.render(values={"weights.models": [model]})
-    [job] = jobs(manifests)
-    fetcher = Pod("weights", labels=job["spec"]["template"]["metadata"]["labels"])
-    network = Network.of(manifests)
-    assert {port for port in (80, 443, 9000) if network.lets_out(fetcher, INTERNET, port)} == ports
-
-
-@pytest.mark.parametrize(
     ("address", "ports"), [("triton:8011", {8011}), ("127.0.0.1:8001", set()), ("", set())]
 )
 def test_expert_workers_reach_a_triton_server_that_is_not_in_their_pod(

@@ -22,11 +22,13 @@ from tests.chart.manifests import (
     pod_of,
     workloads,
 )
+from tests.chart.network import Network, Pod
 from tests.unit.weights.store_server import StoreServer, serving
 from understudy.weights.__main__ import BAD_SETTINGS, REFUSED
 from understudy.weights.settings import FetchSettings, ModelSource
 
 VALUES: Final = CHART / "ci" / "fetched-values.yaml"
+INTERNET: Final = Pod("internet", "", address="203.0.113.9")
 DIGESTS: Final = tuple(f"sha256:{digit * 64}" for digit in "01")
 
 
@@ -201,6 +203,21 @@ def test_a_claim_of_yours_takes_what_is_fetched(helm: Helm) -> None:
     [job] = jobs(manifests)
     claims = [one.get("persistentVolumeClaim") for one in pod_of(job)["volumes"]]
     assert {"claimName": "mine"} in claims
+
+
+@pytest.mark.parametrize(
+    ("credentials", "ports"), [({}, {9000}), ({"credentialsSecret": "s"}, {443, 9000})]
+)
+def test_a_source_with_credentials_may_be_asked_for_a_token_at_443(
+    helm: Helm, credentials: dict[str, str], ports: set[int]
+) -> None:
+    model = {"name": "m", "source": "gs://b/k/", "digest": f"sha256:{'0' * 64}", "maxGib": 1}
+    model = {**model, "endpoint": "https://store:9000", **credentials}
+    manifests = helm.render(values={"weights.models": [model]})
+    [job] = jobs(manifests)
+    fetcher = Pod("weights", labels=job["spec"]["template"]["metadata"]["labels"])
+    network = Network.of(manifests)
+    assert {port for port in (80, 443, 9000) if network.lets_out(fetcher, INTERNET, port)} == ports
 
 
 def test_without_models_there_is_no_job(defaults: list[Manifest], external: list[Manifest]) -> None:

@@ -154,7 +154,7 @@ class Store:
         removed = sorted(name for name in gone if (self._root / name).is_dir())
         for name in removed:
             shutil.rmtree(self._root / name, ignore_errors=True)
-        for name in {*gone, *history.now} - {*wanted}:
+        for name in {*gone, *history.now} - self._kept(owner, wanted):
             shutil.rmtree(self._fetching / name, ignore_errors=True)
         self._write(owner, after)
         return removed

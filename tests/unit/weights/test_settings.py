@@ -15,7 +15,7 @@ from tests.unit.weights.conftest import FILES, FOLDER, sums
 from tests.unit.weights.store_server import StoreServer
 from understudy.serving import SettingsError
 from understudy.weights.settings import FetchSettings
-from understudy.weights.store import RECORD
+from understudy.weights.store import RECORD, Store
 
 ENTRY = {"folder": FOLDER, "source": "s3://b/k/", "sums": sums(FILES), "max_bytes": 100_000}
 COMMAND = (sys.executable, "-m", "understudy.weights")
@@ -163,3 +163,6 @@ def test_a_step_of_a_job_is_left_out_where_what_it_makes_is_published(volume: Pa
     assert _run(volume, "adopt", str(volume), folder, work).returncode == 0
     assert _run(volume, "unless", str(volume), "llm-ffffffffffffffff").returncode == 2
     assert _run(volume, "begin", str(volume), "../x").returncode == 2
+    with Store(volume).locked():
+        busy = _run(volume, "begin", str(volume), work)
+    assert (busy.returncode, "Another Job works" in busy.stderr) == (1, True)
