@@ -168,7 +168,7 @@ def _history(path: Path) -> tuple[list[str], list[str]]:
             [name for name in said[key] if isinstance(name, str) and FOLDER.fullmatch(name)]
             for key in ("now", "before")
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return [], []
     return now, before
 
@@ -179,7 +179,7 @@ def read_record(folder: Path) -> Mapping[str, Seen] | None:
         with (folder / RECORD).open("rb") as file:
             said = json.loads(file.read(MAX_RECORD_BYTES))
         return {name: Seen(*fields) for name, fields in said.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return None
 
 

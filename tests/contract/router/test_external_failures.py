@@ -25,8 +25,10 @@ from understudy.testing.fake_engine import (
     FakeEngine,
     call_chunk,
     event,
+    finish_chunk,
     spoken,
     text_chunk,
+    usage_chunk,
 )
 
 
@@ -177,3 +179,22 @@ async def test_a_stopped_engine_is_waited_for_and_found_again(town: Any) -> None
     await engine.start()
     deltas, _ = await running
     assert deltas[0].text == "Hello."
+
+
+async def test_a_call_that_is_nested_too_deeply_is_told_to_be_wrong(town: Any) -> None:
+    deep = call_chunk("PlayMusic", '{"genre":' + "[" * 200_000)
+    reply = EngineReply([deep, finish_chunk("tool_calls"), usage_chunk(9, 9), DONE])
+    house = await open_over(town, FakeEngine(lambda _: reply))
+    (delta,), end = await answer(house, snips(model="llm"))
+    assert delta.tool_calls[0].name == "PlayMusic"
+    assert not end.decision.attempts[0].verdicts[0].is_passed
+
+
+@pytest.mark.parametrize("request_", [chat(response_schema_json='{"type":"array"}'), snips()])
+async def test_text_that_is_nested_too_deeply_fails_its_verdict(town: Any, request_: Any) -> None:
+    request_.model = "llm"
+    reply = EngineReply([text_chunk("[" * 200_000), finish_chunk(), usage_chunk(9, 9), DONE])
+    house = await open_over(town, FakeEngine(lambda _: reply))
+    (delta,), end = await answer(house, request_)
+    assert delta.text == "[" * 200_000
+    assert not end.decision.attempts[0].verdicts[0].is_passed
