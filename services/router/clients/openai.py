@@ -89,7 +89,7 @@ class EndpointClient:
         self._busy_until_s = clock_s()
         self._client = httpx2.AsyncClient(
             base_url=url,
-            verify=trust(url, settings.ca_file),
+            verify=trust(url, settings.ca_file, settings.pool),
             trust_env=False,
             timeout=httpx2.Timeout(settings.idle_timeout_s, connect=settings.connect_timeout_s),
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=32),
