@@ -226,19 +226,6 @@ def _promises(operation: Operation) -> dict[str, float | None]:
     }
 
 
-def _rows(path: Path | None) -> Sequence[Row]:
-    """Read the rows to ask; raises InvalidArgument for a file that cannot be read."""
-    if path is None:
-        return load_split("calibration")
-    try:
-        return load_rows(path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidArgument(
-            f"The rows {path} cannot be read ({type(error).__name__}); --rows is a file with a "
-            "JSON object with text, tool and arguments in each line."
-        ) from error
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -252,7 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     try:
         settings = RouterSettings(pools=chosen.pools, tokenizer=chosen.tokenizer, http_listen="")
-        rows = _rows(chosen.rows)
+        rows = load_rows(chosen.rows) if chosen.rows else load_split("calibration")
         workload = find_workload(chosen.workload)
         operation = asyncio.run(
             calibrate(settings, workload, rows[: chosen.num_rows], chosen.out, chosen.at_once)

@@ -134,4 +134,4 @@ def test_rows_that_cannot_be_read_end_with_a_sentence(
     pools = json.dumps([external(name, "http://127.0.0.1:9/v1") for name in ("slm", "llm")])
     arguments = ["--pools", pools, "--rows", str(rows), "--out", str(tmp_path / "out")]
     assert main(arguments) == 1
-    assert f"The rows {rows} cannot be read" in capsys.readouterr().err
+    assert f"The rows in {rows} cannot be read" in capsys.readouterr().err
