@@ -208,13 +208,26 @@ async def test_text_that_is_nested_too_deeply_fails_its_verdict(town: Any, reque
 async def test_an_engine_that_broke_once_is_asked_before_one_that_is_at_its_limit(
     town: Any,
 ) -> None:
-    full = FakeEngine(lambda _: EngineReply(status=429, headers={"retry-after": "60"}, body=b" "))
-    replies = iter([EngineReply(status=503, body=b" ")])
-    free = FakeEngine(lambda _: next(replies, spoken("Hello.")))
-    house = await open_over(town, full, free)
-    deltas, _ = await answer(house, chat())
-    assert deltas[0].text == "Hello."
-    assert len(free.asked) == 2
+    asked: list[str] = []
+    limit = EngineReply(status=429, headers={"retry-after": "60"}, body=b" ")
+    broken = EngineReply(status=503, body=b" ")
+
+    def reply(name: str) -> EngineReply:
+        """The engine that is asked first breaks at every other request; the other is full."""
+        asked.append(name)
+        if name != asked[0]:
+            return limit
+        return broken if asked.count(name) % 2 else spoken("Hello.")
+
+    house = await open_over(
+        town, FakeEngine(lambda _: reply("one")), FakeEngine(lambda _: reply("two"))
+    )
+    for _ in range(2):
+        deltas, _ = await answer(house, chat())
+        assert "".join(delta.text for delta in deltas) == "Hello."
+    assert len(asked) == 5
+    assert asked[1] != asked[0]
+    assert set(asked[2:]) == {asked[0]}
 
 
 @pytest.mark.parametrize("code", [400, 404, 413, 429])
