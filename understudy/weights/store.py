@@ -168,7 +168,7 @@ def _history(path: Path) -> tuple[list[str], list[str]]:
             [name for name in said[key] if isinstance(name, str) and FOLDER.fullmatch(name)]
             for key in ("now", "before")
         )
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return [], []
     return now, before
 
