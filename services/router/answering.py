@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack, aclosing
+from typing import Final
 
 from opentelemetry.trace import format_trace_id
 
@@ -25,6 +26,9 @@ from services.router.verifiers import tool_calls, verify
 from understudy.errors import Aborted, PromptTooLong, ResourceExhausted, Unavailable
 from understudy.telemetry import exemplar, names
 from understudy.workloads import Verdict
+
+_UNFIT: Final = (Unavailable, ResourceExhausted, PromptTooLong, EngineRefused, EngineMisfit)
+"""What the SLM may fail a request with that the LLM then answers."""
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +92,7 @@ class Answering:
         text = ""
         try:
             text, reason = await self._try_slm()
-        except (Unavailable, ResourceExhausted, PromptTooLong, EngineRefused, EngineMisfit):
+        except _UNFIT:
             reason = "slm_unavailable"
         if reason == "slm_accepted":
             async for event in self._whole(Path(SLM, reason), text, "stop"):
@@ -109,8 +113,8 @@ class Answering:
         with begin(self._company, self._assignment, SLM, may_wake=False) as attempt:
             try:
                 text = await attempt.speaker.complete()
-            except (Unavailable, ResourceExhausted):
-                if attempt.speaker.transcript.ids:
+            except _UNFIT:
+                if attempt.speaker.transcript.has_begun:
                     self._attempts.append(attempt.facts((), None))
                 raise
             transcript = attempt.speaker.transcript

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from prometheus_client import CollectorRegistry
@@ -123,13 +124,13 @@ class RouterMetrics:
         self,
         attempt: Attempt,
         transcript: Transcript,
-        *,
-        operation: str,
-        provider: str,
-        model: str,
+        labels: Sequence[str],
         exemplar: Exemplar,
     ) -> None:
-        """Count a finished attempt at an `operation` of the GenAI conventions on a named model."""
+        """Count a finished attempt; `labels` are the values of `ATTEMPT_LABELS`.
+
+        The time to its first token was observed when that came.
+        """
         usage = attempt.usage
         self.tokens.labels(attempt.pool, "prompt").inc(usage.prompt_tokens)
         self.tokens.labels(attempt.pool, "cached").inc(usage.cached_prompt_tokens)
@@ -138,10 +139,8 @@ class RouterMetrics:
         self.replacements.labels(attempt.pool).inc(transcript.num_replacements)
         for gap in attempt.gaps:
             self.gaps.labels(attempt.pool, gap).inc()
-        labels = (attempt.pool, operation, provider, model, attempt.model)
         for histogram, seconds in (
             (self.attempt_s, attempt.duration_s),
-            (self.first_token_s, transcript.time_to_first_token_s),
             (self.output_token_s, transcript.time_per_output_token_s),
         ):
             if seconds is not None:

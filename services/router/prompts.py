@@ -30,7 +30,7 @@ def _content(message: Message) -> str:
 def _arguments(text: str) -> object:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from services.router.answers import FinishReason, Gap, Usage
@@ -30,11 +31,15 @@ class Transcript:
     is_ended: bool = False
     """Whether the worker said that the sequence is complete."""
     first_token_s: float | None = None
-    """When the first token of this attempt came."""
+    """When the first token came, of the last try."""
+    on_first_token: Callable[[], None] | None = None
+    """Called at the first token of the attempt, once."""
     held_s: float = 0.0
     """Seconds waited for a worker while the pool had none."""
     reported: Usage | None = None
     """What an external engine counted; its tokens are not known here."""
+    lost: Usage = field(default_factory=Usage)
+    """What external tries that broke midway had read and written, all of it to be done again."""
     gaps: set[Gap] = field(default_factory=set)
     """What an external engine did not give."""
     remarks: tuple[Verdict, ...] = ()
@@ -42,13 +47,38 @@ class Transcript:
 
     def add(self, tokens: Tokens) -> None:
         """Append new tokens."""
-        if self.first_token_s is None and tokens.ids:
-            self.first_token_s = time.monotonic()
+        if tokens.ids:
+            self.note_token()
         self.ids.extend(tokens.ids)
         self.logprobs.extend(tokens.logprobs)
         self.margins.extend(tokens.margins)
         self.mask_losses.extend(tokens.mask_losses)
         self.is_forced.extend(tokens.is_forced)
+
+    def note_token(self) -> None:
+        """Take the time at which the first token came."""
+        if self.first_token_s is not None:
+            return
+        self.first_token_s = time.monotonic()
+        told, self.on_first_token = self.on_first_token, None
+        if told is not None:
+            told()
+
+    def begin_again(self) -> None:
+        """Put what a broken external try said aside; nothing of it is continued."""
+        said = self.reported or Usage()
+        self.lost = Usage(
+            self.lost.prompt_tokens + said.prompt_tokens,
+            self.lost.completion_tokens + said.completion_tokens,
+            self.lost.cached_prompt_tokens + said.cached_prompt_tokens,
+        )
+        self.reported = Usage()
+        self.first_token_s = None
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a model wrote anything, be it lost."""
+        return bool(self.ids) or self.first_token_s is not None or self.lost != Usage()
 
     def evidence(self) -> Evidence:
         """Return what the tokens say about the answer."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from opentelemetry.trace import Span, Status, StatusCode, set_span_in_context, use_span
 
@@ -76,7 +77,7 @@ class Try:
     def facts(self, verdicts: Sequence[Verdict], confidence: float | None) -> Attempt:
         """Return the finished attempt and count it."""
         transcript = self.speaker.transcript
-        plan, request = self._assignment.plan, self._assignment.request
+        plan = self._assignment.plan
         usage = transcript.usage(len(plan.tokens))
         attempt = Attempt(
             pool=self.pool,
@@ -86,7 +87,7 @@ class Try:
             forced_tokens=sum(transcript.is_forced),
             confidence=confidence,
             computed_positions=transcript.computed_positions,
-            cost=attempt_cost(usage, *self._company.stage.position_parameters(self.pool)),
+            cost=_cost(self._company, self.pool, transcript, usage),
             duration_s=transcript.duration_s,
             verdicts=tuple(verdicts),
             worker=transcript.worker,
@@ -95,10 +96,8 @@ class Try:
         self._company.metrics.count_attempt(
             attempt,
             transcript,
-            operation=request.operation,
-            provider=self._company.stage.pools[self.pool].provider,
-            model=request.model or AUTO,
-            exemplar=exemplar(self._assignment.span.get_span_context()),
+            _labels(self._company, self._assignment, self.pool, transcript),
+            exemplar(self._assignment.span.get_span_context()),
         )
         return attempt
 
@@ -131,6 +130,9 @@ def begin(
     patience = company.patience(pool, may_wake=may_wake)
     job = _job(company, assignment, pool, patience, parent)
     speaker = _speaker(company, assignment, pool, job, committed)
+    speaker.transcript.on_first_token = partial(
+        _count_first_token, company, assignment, pool, speaker.transcript
+    )
     try:
         yield Try(company, assignment, pool, speaker)
     except UnderstudyError as error:
@@ -140,9 +142,34 @@ def begin(
     finally:
         transcript = speaker.transcript
         usage = transcript.usage(len(assignment.plan.tokens))
-        cost = attempt_cost(usage, *company.stage.position_parameters(pool))
-        _describe(span, transcript, usage, cost)
+        _describe(span, transcript, usage, _cost(company, pool, transcript, usage))
         span.end()
+
+
+def _count_first_token(
+    company: Company, assignment: Assignment, pool: str, transcript: Transcript
+) -> None:
+    """Observe the first token when it comes: an attempt that is left later counts too."""
+    seconds = transcript.time_to_first_token_s
+    assert seconds is not None
+    labels = _labels(company, assignment, pool, transcript)
+    company.metrics.first_token_s.labels(*labels).observe(
+        seconds, exemplar(assignment.span.get_span_context())
+    )
+
+
+def _labels(
+    company: Company, assignment: Assignment, pool: str, transcript: Transcript
+) -> tuple[str, ...]:
+    """Return the values of `ATTEMPT_LABELS`."""
+    request, provider = assignment.request, company.stage.pools[pool].provider
+    return (pool, request.operation, provider, request.model or AUTO, transcript.model)
+
+
+def _cost(company: Company, pool: str, transcript: Transcript, usage: Usage) -> float:
+    """Return what an attempt cost: its answer, and what broken tries of an engine had done."""
+    parameters = company.stage.position_parameters(pool)
+    return attempt_cost(usage, *parameters) + attempt_cost(transcript.lost, *parameters)
 
 
 def _describe(span: Span, transcript: Transcript, usage: Usage, cost: float) -> None:

@@ -30,7 +30,7 @@ def tool_calls(text: str) -> tuple[ToolCall, ...]:
         body = json.loads(text)
         calls = body if isinstance(body, list) else [body]
         return tuple(_tool_call(call["name"], call["arguments"]) for call in calls)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return ()
 
 
@@ -47,7 +47,9 @@ def _schema_verdict(plan: Plan, text: str) -> Verdict:
     assert plan.schema is not None
     try:
         instance = json.loads(text)
+        problem = validate(plan.schema, instance)
     except ValueError:
         return Verdict("json_schema", False, "The answer is not complete JSON.")
-    problem = validate(plan.schema, instance)
+    except RecursionError:
+        return Verdict("json_schema", False, "The answer is nested too deeply.")
     return Verdict("json_schema", not problem, problem)

@@ -8,9 +8,11 @@ import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client.openmetrics.exposition import generate_latest
 
-from tests.contract.router.parts import CALL, answer, chat, refusal, snips
+from tests.contract.router.external import open_over
+from tests.contract.router.parts import CALL, TIMEOUT_S, answer, chat, refusal, snips
 from understudy.errors import REASONS
 from understudy.testing.fake_attention import FakeReply
+from understudy.testing.fake_engine import EngineReply, FakeEngine, text_chunk
 
 FIRST_TOKEN = "gen_ai_server_time_to_first_token_seconds_count"
 OUTPUT_TOKEN = "gen_ai_server_time_per_output_token_seconds_count"
@@ -94,3 +96,17 @@ async def test_times_of_an_answer_name_its_trace(town: Any, exporter: InMemorySp
         "gen_ai_server_time_to_first_token_seconds",
         "gen_ai_server_time_per_output_token_seconds",
     }
+
+
+async def test_the_first_token_of_an_attempt_that_does_not_end_is_timed(town: Any) -> None:
+    engine = FakeEngine(lambda _: EngineReply([text_chunk("Hello ")], holds=True))
+    house = await open_over(town, engine)
+    call = house.stub.Generate(chat(), timeout=TIMEOUT_S)
+    await call.read()
+    assert (await call.read()).delta.text == "Hello "
+    labels = {"pool": "llm", "gen_ai_response_model": "engine-model"}
+    assert sample(house, FIRST_TOKEN, **labels) == 1.0
+    assert sample(house, OUTPUT_TOKEN, **labels) is None
+    call.cancel()
+    await engine.wait_until(lambda: engine.num_left == 1)
+    assert sample(house, FIRST_TOKEN, **labels) == 1.0

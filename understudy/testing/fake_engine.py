@@ -112,14 +112,18 @@ class FakeEngine:
         max_model_len: int = 4096,
         key: str = "",
         trust: ssl.SSLContext | None = None,
+        keeps_alive: bool = False,
     ) -> None:
+        """`keeps_alive`: connections take one request after another."""
         self.reply = reply
         self.asked: list[Asked] = []
         self.num_left = 0
         self.num_looks = 0
+        self.num_connections = 0
         self.key = key
         self.cards: Body = {"data": [{"id": model, "max_model_len": max_model_len}]}
         self._trust = trust
+        self._keeps_alive = keeps_alive
         self._server: asyncio.Server | None = None
         self._port = 0
         self._writers: set[asyncio.StreamWriter] = set()
@@ -149,14 +153,17 @@ class FakeEngine:
 
     async def wait_until(self, condition: Callable[[], bool]) -> None:
         """Return once a condition holds; it is looked at after each request and each leave."""
-        async with asyncio.timeout(10), self._changed:
+        async with asyncio.timeout(60), self._changed:
             await self._changed.wait_for(condition)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
+        self.num_connections += 1
         try:
-            asked = await _read(reader)
-            await self._answer(asked, reader, writer)
+            is_open = True
+            while is_open:
+                asked = await _read(reader)
+                is_open = await self._answer(asked, reader, writer) and self._keeps_alive
         except (ConnectionError, asyncio.IncompleteReadError, ssl.SSLError):
             await self._note(left=True)
         finally:
@@ -165,22 +172,27 @@ class FakeEngine:
 
     async def _answer(
         self, asked: Asked, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+    ) -> bool:
+        """Answer one request; tells whether the connection can take another."""
         if self.key and asked.headers.get("authorization") != f"Bearer {self.key}":
-            await _send(writer, EngineReply(status=401, body=b'{"error":{"message":"no"}}'))
-            return
+            await self._send(writer, EngineReply(status=401, body=b'{"error":{"message":"no"}}'))
+            return True
         if asked.method == "GET":
             self.num_looks += 1
-            await _send(writer, EngineReply(body=json.dumps(self.cards).encode()))
+            await self._send(writer, EngineReply(body=json.dumps(self.cards).encode()))
             await self._note()
-            return
+            return True
         self.asked.append(asked)
         await self._note()
         reply = self.reply(asked)
-        await _send(writer, reply)
+        await self._send(writer, reply)
         if reply.holds:
             await reader.read()  # returns when the other side leaves
             await self._note(left=True)
+        return not reply.holds and not reply.is_cut
+
+    async def _send(self, writer: asyncio.StreamWriter, reply: EngineReply) -> None:
+        await _send(writer, reply, "keep-alive" if self._keeps_alive else "close")
 
     async def _note(self, *, left: bool = False) -> None:
         async with self._changed:
@@ -189,7 +201,8 @@ class FakeEngine:
 
 
 async def _read(reader: asyncio.StreamReader) -> Asked:
-    method, path, _ = (await reader.readline()).decode().split(" ", 2)
+    first = (await reader.readuntil(b"\n")).decode()  # raises where the other side left
+    method, path, _ = first.split(" ", 2)
     headers: dict[str, str] = {}
     while line := (await reader.readline()).decode().strip():
         name, _, value = line.partition(":")
@@ -198,10 +211,10 @@ async def _read(reader: asyncio.StreamReader) -> Asked:
     return Asked(method, path, headers, json.loads(data) if data else {})
 
 
-async def _send(writer: asyncio.StreamWriter, reply: EngineReply) -> None:
+async def _send(writer: asyncio.StreamWriter, reply: EngineReply, connection: str) -> None:
     is_stream = reply.status == 200 and not reply.body
     kind = "text/event-stream" if is_stream else "application/json"
-    headers = {"content-type": kind, "connection": "close", **reply.headers}
+    headers = {"content-type": kind, "connection": connection, **reply.headers}
     if is_stream:
         headers["transfer-encoding"] = "chunked"
     else:

@@ -167,7 +167,7 @@ def _contents(manifest: Mapping[str, object], url: str) -> Contents:
 def _parsed(content: bytes, url: str) -> Mapping[str, object]:
     try:
         parsed = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FailedPrecondition(f"{shown(url)} did not answer with JSON.") from error
     if not isinstance(parsed, dict):
         raise FailedPrecondition(f"{shown(url)} did not answer with a JSON object.")

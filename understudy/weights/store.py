@@ -198,7 +198,7 @@ def read_record(folder: Path) -> Mapping[str, Seen] | None:
         with (folder / RECORD).open("rb") as file:
             said = json.loads(file.read(MAX_RECORD_BYTES))
         return {name: Seen(*fields) for name, fields in said.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return None
 
 

@@ -60,7 +60,7 @@ class GoogleToken:
         try:
             fields = json.loads(answer.content)
             self._token, lasts_s = str(fields["access_token"]), float(fields["expires_in"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise FailedPrecondition(f"{self._uri} did not answer with a token.") from error
         self._ends_at = now + lasts_s
 

@@ -19,13 +19,20 @@ from typing import Final
 import httpx2
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, use_span
 
+from services.router.clients.responses import read_body, read_out
 from services.router.external.breaker import Breaker
 from services.router.external.credentials import read_key, trust
 from services.router.external.failures import failure
 from services.router.external.hearing import END, hear
 from services.router.external.models import MAX_MODELS_BYTES, read_context
 from services.router.external.pool import PROVIDER
-from services.router.external.port import EngineMisfit, Heard, Question, State
+from services.router.external.port import (
+    EngineMisfit,
+    EngineUnreached,
+    Heard,
+    Question,
+    State,
+)
 from services.router.external.sse import EventReader
 from understudy.errors import ResourceExhausted, Unavailable, UnderstudyError
 from understudy.rpc import extract, traceparent
@@ -82,7 +89,7 @@ class EndpointClient:
         self._busy_until_s = clock_s()
         self._client = httpx2.AsyncClient(
             base_url=url,
-            verify=trust(url, settings.ca_file),
+            verify=trust(url, settings.ca_file, settings.pool),
             trust_env=False,
             timeout=httpx2.Timeout(settings.idle_timeout_s, connect=settings.connect_timeout_s),
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=32),
@@ -102,7 +109,9 @@ class EndpointClient:
         """Seconds for which the engine asked to be left alone."""
         return max(self._busy_until_s - self._clock_s(), 0.0)
 
-    async def ask(self, question: Question) -> AsyncGenerator[Heard, None]:
+    async def ask(
+        self, question: Question, *, is_again: bool = False
+    ) -> AsyncGenerator[Heard, None]:
         """Ask once; see `services.router.external`."""
         self.num_active += 1
         span = self._span(question)
@@ -113,7 +122,7 @@ class EndpointClient:
                     yield heard
             outcome = "answered"
         except UnderstudyError as error:
-            outcome = self._learn(error)
+            outcome = self._learn(error, is_again=is_again)
             span.set_attribute(names.ERROR_TYPE, error.reason)
             span.set_status(Status(StatusCode.ERROR, error.reason))
             raise
@@ -169,7 +178,7 @@ class EndpointClient:
                 asyncio.timeout(LOOK_TIMEOUT_S),
                 self._client.stream("GET", "models", headers=self._headers()) as response,
             ):
-                data = await _read(response, MAX_MODELS_BYTES)
+                data = await read_body(response, MAX_MODELS_BYTES)
         except (httpx2.HTTPError, TimeoutError) as error:
             cause = f"{type(error).__name__}: {str(error)[:MAX_CAUSE_CHARS]}"
             raise Unavailable(f"It cannot be reached ({cause}).") from error
@@ -194,12 +203,17 @@ class EndpointClient:
             async with self._stream(question, headers) as response:
                 span.set_attribute(names.HTTP_STATUS, response.status_code)
                 if response.status_code != 200:
-                    data = await _read(response, MAX_ERROR_BYTES)
+                    data = await read_body(response, MAX_ERROR_BYTES)
                     found = {name.lower(): value for name, value in response.headers.items()}
                     raise failure(response.status_code, found, data, self._settings.pool)
                 if not response.headers.get("content-type", "").startswith(EVENT_STREAM):
                     raise Unavailable("The engine answered with what is no stream of events.")
                 yield response
+        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+            raise EngineUnreached(
+                f"No connection to the engine could be made ({type(error).__name__}).",
+                {"outcome": "silent" if isinstance(error, httpx2.TimeoutException) else "broken"},
+            ) from error
         except httpx2.TimeoutException as error:
             raise Unavailable(
                 f"The engine said nothing for too long ({type(error).__name__}).",
@@ -218,10 +232,12 @@ class EndpointClient:
 
     async def _events(self, response: httpx2.Response) -> AsyncGenerator[Heard, None]:
         reader, has_finished = EventReader(), False
-        async for chunk in response.aiter_raw():
+        chunks = response.aiter_raw()
+        async for chunk in chunks:
             for data in reader.push(chunk):
                 if data == END:
                     if has_finished:
+                        await read_out(chunks)
                         return
                     raise Unavailable("The engine ended its stream without saying why it finished.")
                 heard = hear(data, self._settings.pool)
@@ -234,16 +250,21 @@ class EndpointClient:
                 "The engine's stream ended before the answer did.", {"outcome": "broken"}
             )
 
-    def _learn(self, error: UnderstudyError) -> str:
-        """Draw what follows for later requests; return the outcome that is counted."""
+    def _learn(self, error: UnderstudyError, *, is_again: bool) -> str:
+        """Draw what follows for later requests; return the outcome that is counted.
+
+        However often one request fails, it is one failure: it may be what makes the engine fail.
+        """
         if isinstance(error, ResourceExhausted):
             self._busy_until_s = self._clock_s() + error.retry_after_s
             return "limited"
         if isinstance(error, Unavailable):
-            self._breaker.fail()
+            if not is_again:
+                self._breaker.fail()
             return error.metadata.get("outcome", "failed")
         if isinstance(error, EngineMisfit):
-            self._breaker.fail()
+            if not is_again:
+                self._breaker.fail()
             logger.error(
                 "An external engine refuses this router.",
                 extra={
@@ -272,13 +293,3 @@ class EndpointClient:
                 names.SERVER_PORT: url.port or (443 if url.scheme == "https" else 80),
             },
         )
-
-
-async def _read(response: httpx2.Response, max_bytes: int) -> bytes:
-    """Read a body up to a limit; what is beyond it is left."""
-    data = b""
-    async for chunk in response.aiter_raw():
-        data += chunk
-        if len(data) > max_bytes:
-            break
-    return data[: max_bytes + 1]

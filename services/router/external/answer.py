@@ -68,16 +68,27 @@ class EngineAnswer:
         """Put the whole answer down; what the engine did not say becomes a gap."""
         transcript.is_ended = True
         transcript.finish_reason = _FINISHES.get(self._finish, "stop")
+        usage = self._count(transcript, num_prompt_tokens)
+        transcript.remarks = self._remarks()
+        self._settle_margins(transcript, usage.completion_tokens)
+
+    def lose(self, transcript: Transcript, num_prompt_tokens: int) -> None:
+        """Put down what a stream that broke had cost; nothing for one that had not begun."""
+        if self._num_events:
+            self._count(transcript, num_prompt_tokens)
+
+    def _count(self, transcript: Transcript, num_prompt_tokens: int) -> Usage:
+        """Take the engine's counts of this try, or those of the router and a gap."""
+        transcript.gaps.discard("usage")
         if self._usage is None:
             transcript.gaps.add("usage")
         usage = self._usage or Usage(num_prompt_tokens, self._num_events)
         transcript.reported = usage
         transcript.cached_tokens = usage.cached_prompt_tokens
-        transcript.computed_positions = (
+        transcript.computed_positions += (
             usage.prompt_tokens - usage.cached_prompt_tokens + usage.completion_tokens
         )
-        transcript.remarks = self._remarks()
-        self._settle_margins(transcript, usage.completion_tokens)
+        return usage
 
     def _settle_margins(self, transcript: Transcript, num_tokens: int) -> None:
         """Take margins only where every token has one; the last, the end, may be left out."""

@@ -139,6 +139,6 @@ def call_text(name: str, arguments: str) -> str:
     """Return a tool call as verifiers read it: the same JSON that a native pool writes."""
     try:
         json.loads(arguments)
-    except ValueError:
+    except (ValueError, RecursionError):
         arguments = json.dumps(arguments, ensure_ascii=False)
     return f'{{"name":{json.dumps(name, ensure_ascii=False)},"arguments":{arguments}}}'

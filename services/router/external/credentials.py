@@ -7,15 +7,25 @@ from pathlib import Path
 from typing import Final
 
 from services.router.external.port import EngineMisfit
+from understudy.serving import SettingsError
 
 MAX_KEY_BYTES: Final = 4096
 
 
-def trust(url: str, ca_file: Path | None) -> ssl.SSLContext | bool:
-    """Return what certificates are checked against: the pool's own file, or the system's."""
+def trust(url: str, ca_file: Path | None, pool: str) -> ssl.SSLContext | bool:
+    """Return what certificates are checked against: the pool's own file, or the system's.
+
+    Raises SettingsError for a file that holds no certificates.
+    """
     if not url.startswith("https:") or ca_file is None:
         return True
-    return ssl.create_default_context(cafile=str(ca_file))
+    try:
+        return ssl.create_default_context(cafile=str(ca_file))
+    except OSError as error:  # ssl's own errors among them
+        raise SettingsError(
+            f"UNDERSTUDY_ROUTER_POOLS: the ca_file {ca_file} of the pool {pool!r} cannot be read "
+            f"as PEM certificates ({type(error).__name__})."
+        ) from error
 
 
 def read_key(path: Path | None) -> str:

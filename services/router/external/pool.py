@@ -81,15 +81,15 @@ class ExternalPool:
         """Whether an endpoint can be asked."""
         return any(endpoint.state == "available" for endpoint in self._endpoints)
 
-    def pick(self, avoided: Collection[str] = ()) -> Endpoint | None:
+    def pick(self, avoided: Collection[str] = (), spent: Collection[str] = ()) -> Endpoint | None:
         """Return the endpoint with the fewest requests of this router, or None.
 
-        `avoided` names endpoints that lately failed this request, the last resort; before them
-        come those that asked to be left alone.
+        `avoided` names endpoints that lately failed this request; one that asked to be left alone
+        is the last resort, after them. Those that are `spent` are not asked again.
         """
-        ready = [endpoint for endpoint in self._endpoints if endpoint.state == "available"]
+        ready = [e for e in self._endpoints if e.state == "available" and e.address not in spent]
         return min(
             ready,
-            key=lambda e: (e.address in avoided, e.busy_s > 0, e.num_active, e.address),
+            key=lambda e: (e.busy_s > 0, e.address in avoided, e.num_active, e.address),
             default=None,
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from services.router.answers import Usage
-from understudy.errors import FailedPrecondition, InvalidArgument
+from understudy.errors import FailedPrecondition, InvalidArgument, Unavailable
 
 Path = Literal["chat/completions", "completions"]
 State = Literal["available", "resting", "away"]
@@ -15,6 +15,10 @@ State = Literal["available", "resting", "away"]
 
 class EngineRefused(InvalidArgument):
     """The engine refused the request itself (400, 413, 422)."""
+
+
+class EngineUnreached(Unavailable):
+    """No connection to the engine could be made, so that it never saw the request."""
 
 
 class EngineMisfit(FailedPrecondition):
@@ -84,5 +88,9 @@ class Endpoint(Protocol):
     def max_context_tokens(self) -> int:
         """What the engine said of its context; 0 where it said nothing."""
 
-    def ask(self, question: Question) -> AsyncGenerator[Heard, None]:
-        """Ask once; the package's docstring says what holds."""
+    def ask(self, question: Question, *, is_again: bool = False) -> AsyncGenerator[Heard, None]:
+        """Ask once; the package's docstring says what holds.
+
+        `is_again`: the same request failed here before, so another failure says nothing new of
+        the engine.
+        """

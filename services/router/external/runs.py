@@ -1,10 +1,15 @@
-"""An attempt on an external pool: asked, heard, and asked again while nothing was shown."""
+"""An attempt on an external pool: asked, heard, and asked again while nothing was shown.
+
+An endpoint is asked at most `MAX_TRIES` times for one attempt: a request that makes an engine fail
+whenever it is asked must not keep the engine failing for as long as the patience.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Final
@@ -13,13 +18,31 @@ from services.router.attempts import Job
 from services.router.external.answer import EngineAnswer
 from services.router.external.asking import gaps
 from services.router.external.pool import ExternalPool
-from services.router.external.port import Endpoint, Heard
+from services.router.external.port import (
+    Endpoint,
+    EngineMisfit,
+    EngineRefused,
+    EngineUnreached,
+    Heard,
+)
 from services.router.holding import Holding
 from services.router.requests import Request
 from services.router.speaking import Piece
 from services.router.transcripts import Transcript
-from understudy.errors import Aborted, DeadlineExceeded, ResourceExhausted, Unavailable
+from understudy.errors import (
+    Aborted,
+    DeadlineExceeded,
+    PromptTooLong,
+    ResourceExhausted,
+    Unavailable,
+    UnderstudyError,
+)
 
+MAX_TRIES: Final = 3
+"""Of one attempt at one endpoint; tries that did not reach it are not counted."""
+_FAILURES: Final = (Unavailable, ResourceExhausted, EngineRefused, EngineMisfit, PromptTooLong)
+"""What an engine fails a request with."""
+_FIRST_BACKOFF_S: Final = 0.2
 _POLL_S: Final = 0.05
 _MAX_BACKOFF_S: Final = 1.0
 
@@ -35,6 +58,7 @@ class ExternalRun:
         self._job = job
         self._question = pool.asking.question(request, job.plan, job.traceparent)
         self._failed: set[str] = set()
+        self._num_tries: Counter[str] = Counter()
         self._losing_since_s: float | None = None
         self.transcript = Transcript([], time.monotonic())
         self.transcript.gaps.update(gaps(request, job.plan, job.adapter))
@@ -44,7 +68,7 @@ class ExternalRun:
 
         Raises what `pieces` raises, save Aborted.
         """
-        backoff_s = _POLL_S
+        backoff_s = _FIRST_BACKOFF_S
         while True:
             endpoint, answer = await self._endpoint(), EngineAnswer()
             try:
@@ -66,7 +90,7 @@ class ExternalRun:
         DeadlineExceeded, and what an engine refuses a request for.
         """
         self.transcript.gaps.add("resume")
-        backoff_s = _POLL_S
+        backoff_s = _FIRST_BACKOFF_S
         while True:
             endpoint, answer, has_shown = await self._endpoint(), EngineAnswer(), False
             try:
@@ -75,14 +99,15 @@ class ExternalRun:
                         if heard.text:
                             has_shown = True
                             yield Piece(heard.text)
-            except Unavailable as error:
+            except _FAILURES as error:
                 if has_shown:
                     raise self._broken(error) from error
-                backoff_s = await self._lose(endpoint, error, backoff_s)
-            except ResourceExhausted as error:
-                if has_shown:
-                    raise self._broken(error) from error
-                self._refuse(endpoint, error)
+                if isinstance(error, Unavailable):
+                    backoff_s = await self._lose(endpoint, error, backoff_s)
+                elif isinstance(error, ResourceExhausted):
+                    self._refuse(endpoint, error)
+                else:
+                    raise
             else:
                 self._end(answer)
                 if answer.calls_text:  # nobody asked for a call: it is shown as what it is
@@ -90,22 +115,29 @@ class ExternalRun:
                 return
 
     async def _hear(self, endpoint: Endpoint, answer: EngineAnswer) -> AsyncGenerator[Heard, None]:
-        async with aclosing(endpoint.ask(self._question)) as stream:
-            while True:
-                try:
-                    async with asyncio.timeout(self._job.deadline.remaining_s):
-                        heard = await anext(stream, None)
-                except TimeoutError as error:
-                    raise DeadlineExceeded(
-                        "The deadline passed before the answer was complete; allow more time."
-                    ) from error
-                if heard is None:
-                    return
-                is_output = bool(heard.text or heard.calls)
-                if is_output and self.transcript.first_token_s is None:
-                    self.transcript.first_token_s = time.monotonic()
-                answer.add(heard)
-                yield heard
+        is_again = self._num_tries[endpoint.address] > 0
+        self._num_tries[endpoint.address] += 1
+        try:
+            async with aclosing(endpoint.ask(self._question, is_again=is_again)) as stream:
+                while (heard := await self._next(stream)) is not None:
+                    if heard.text or heard.calls:
+                        self.transcript.note_token()
+                    answer.add(heard)
+                    yield heard
+        except UnderstudyError as error:
+            if isinstance(error, EngineUnreached):
+                self._num_tries[endpoint.address] -= 1
+            answer.lose(self.transcript, len(self._job.plan.tokens))
+            raise
+
+    async def _next(self, stream: AsyncGenerator[Heard, None]) -> Heard | None:
+        try:
+            async with asyncio.timeout(self._job.deadline.remaining_s):
+                return await anext(stream, None)
+        except TimeoutError as error:
+            raise DeadlineExceeded(
+                "The deadline passed before the answer was complete; allow more time."
+            ) from error
 
     def _end(self, answer: EngineAnswer) -> str:
         answer.settle(self.transcript, len(self._job.plan.tokens))
@@ -115,10 +147,10 @@ class ExternalRun:
     async def _endpoint(self) -> Endpoint:
         """Wait for an endpoint that can be asked; ResourceExhausted when all are at their limit."""
         self._job.deadline.check()
-        endpoint = self._pool.pick(self._failed) or await self._hold()
+        endpoint = self._pick() or await self._hold()
         if endpoint.busy_s > 0:
             raise ResourceExhausted(
-                f"Every engine of the pool {self._pool.name!r} is at its limit.",
+                f"No engine of the pool {self._pool.name!r} has room.",
                 {"pool": self._pool.name},
                 retry_after_s=endpoint.busy_s,
             )
@@ -126,12 +158,16 @@ class ExternalRun:
         self.transcript.worker = endpoint.address
         return endpoint
 
+    def _pick(self) -> Endpoint | None:
+        spent = {address for address, tries in self._num_tries.items() if tries >= MAX_TRIES}
+        return self._pool.pick(self._failed, spent)
+
     async def _hold(self) -> Endpoint:
         """Wait for an endpoint of a pool that has none."""
         deadline = self._job.deadline
         with self._holding.hold(self._pool.name, self._job.patience) as hold:
             try:
-                while (endpoint := self._pool.pick(self._failed)) is None:
+                while (endpoint := self._pick()) is None:
                     hold.check(deadline.remaining_s)
                     await asyncio.sleep(min(_POLL_S, deadline.remaining_s))
                     deadline.check()
@@ -142,9 +178,10 @@ class ExternalRun:
     def _refuse(self, endpoint: Endpoint, error: ResourceExhausted) -> None:
         """Go on to an endpoint that has room; raises the refusal when there is none."""
         self._failed.add(endpoint.address)
-        other = self._pool.pick(self._failed)
-        if other is None or other.address in self._failed:
+        other = self._pick()
+        if other is None or other.busy_s > 0:
             raise error
+        self.transcript.begin_again()
 
     async def _lose(self, endpoint: Endpoint, error: Unavailable, backoff_s: float) -> float:
         """Wait before the next try; return how long the wait after that is."""
@@ -157,9 +194,15 @@ class ExternalRun:
                 f"{error.message}",
                 {"pool": self._pool.name},
             ) from error
-        self.transcript.num_replacements += 1
-        self.transcript.first_token_s = None
         self._failed.add(endpoint.address)
+        if self._num_tries[endpoint.address] >= MAX_TRIES and self._pick() is None:
+            raise Unavailable(
+                f"The pool {self._pool.name!r} failed this request {MAX_TRIES} times: "
+                f"{error.message}",
+                {"pool": self._pool.name},
+            ) from error
+        self.transcript.num_replacements += 1
+        self.transcript.begin_again()
         logger.warning(
             "An external engine failed; its request is made again.",
             extra={
@@ -172,7 +215,7 @@ class ExternalRun:
         await asyncio.sleep(min(backoff_s, self._job.deadline.remaining_s))
         return min(2 * backoff_s, _MAX_BACKOFF_S)
 
-    def _broken(self, error: Unavailable | ResourceExhausted) -> Aborted:
+    def _broken(self, error: UnderstudyError) -> Aborted:
         return Aborted(
             f"The external engine of the pool {self._pool.name!r} broke off after a part of the "
             f"answer was shown, and cannot continue it: {error.message} Send the request again.",

@@ -142,7 +142,7 @@ class Town:
         tasks = [asyncio.create_task(_run(task)) for task in router.tasks]
         self.stack.push_async_callback(_cancel, tasks)
         self.stack.push_async_callback(service.drain, 1.0, asyncio.Event())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await _ready(health)
         channel = open_channel(service.address)
         self.stack.push_async_callback(channel.close, None)

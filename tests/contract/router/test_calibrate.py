@@ -122,3 +122,16 @@ def test_bad_arguments_end_with_a_sentence(
 ) -> None:
     assert main(["--pools", pools, "--out", str(tmp_path)]) == 1
     assert "UNDERSTUDY_ROUTER_POOLS" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe\x00"])
+def test_rows_that_cannot_be_read_end_with_a_sentence(
+    content: bytes | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    if content is not None:
+        rows.write_bytes(content)
+    pools = json.dumps([external(name, "http://127.0.0.1:9/v1") for name in ("slm", "llm")])
+    arguments = ["--pools", pools, "--rows", str(rows), "--out", str(tmp_path / "out")]
+    assert main(arguments) == 1
+    assert f"The rows in {rows} cannot be read" in capsys.readouterr().err

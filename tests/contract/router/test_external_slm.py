@@ -52,13 +52,20 @@ def write_version(directory: Path, evidence: str) -> Path:
     return directory
 
 
-async def open_slm(town: Any, engine: FakeEngine, evidence: str = "openai", **more: Any) -> Any:
+async def open_slm(
+    town: Any,
+    engine: FakeEngine,
+    evidence: str = "openai",
+    slm_patience_s: float = 0.3,
+    **more: Any,
+) -> Any:
     version = write_version(town.directory / "external", evidence)
     settings = {"logprobs": True, "version_dir": str(version), **more}
     engine.cards["data"][0]["id"] = SLM_VERSION
     slm = external("slm", await start(town, engine), model=SLM_VERSION, **settings)
     town.llm.reply = lambda _: FakeReply(LLM_CALL)
-    return await town.open(pools=json.dumps([slm, native(town, "llm")]))
+    pools = json.dumps([slm, native(town, "llm")])
+    return await town.open(pools=pools, slm_patience_s=slm_patience_s)
 
 
 async def test_an_answer_with_sure_margins_stands(town: Any) -> None:
@@ -141,3 +148,32 @@ async def test_an_engine_that_gives_no_margins_is_let_alone_for_a_while(
         assert end.decision.reason == REASON.REASON_NO_CALIBRATOR
     assert len(engine.asked) == 3
     assert house.metric("attempt_gaps_total", pool="slm", gap="margins") == 3
+
+
+async def test_an_attempt_that_an_engine_lost_midway_is_told_with_all_its_cost(town: Any) -> None:
+    lost = EngineReply([call_chunk("PlayMusic", ""), call_chunk("", '{"gen')], is_cut=True)
+    counted = EngineReply([*lost.events, usage_chunk(50, 5)], is_cut=True)
+    replies = iter([lost, counted])
+    engine = FakeEngine(lambda _: next(replies, lost))
+    house = await open_slm(town, engine, slm_patience_s=600.0)
+    _, end = await answer(house, snips())
+    assert len(engine.asked) == 3
+    decision = end.decision
+    assert (decision.pool, decision.reason) == ("llm", REASON.REASON_SLM_UNAVAILABLE)
+    slm, llm = decision.attempts
+    assert GAP.GAP_USAGE in slm.gaps
+    assert slm.usage.completion_tokens == 2
+    assert slm.cost == pytest.approx(2 * (slm.usage.prompt_tokens + 2) + 55)
+    assert decision.cost == pytest.approx(slm.cost + llm.cost)
+
+
+async def test_a_broken_try_adds_its_cost_to_the_answer_that_followed(town: Any) -> None:
+    whole = called(0.9, 0.9, 0.9)
+    replies = iter([EngineReply([*whole.events[:-1]], is_cut=True)])
+    house = await open_slm(town, FakeEngine(lambda _: next(replies, whole)), slm_patience_s=600.0)
+    _, end = await answer(house, snips())
+    (slm,) = end.decision.attempts
+    assert end.decision.reason == REASON.REASON_SLM_ACCEPTED
+    assert (slm.usage.prompt_tokens, slm.usage.completion_tokens) == (50, 3)
+    assert slm.cost == pytest.approx(2 * 53)
+    assert GAP.GAP_USAGE not in slm.gaps

@@ -8,7 +8,7 @@ import pytest
 
 from understudy.errors import DeadlineExceeded, FailedPrecondition, Unavailable
 from understudy.weights.contents import parse_sums
-from understudy.weights.store import RECORD, Store
+from understudy.weights.store import RECORD, Store, read_record
 from understudy.weights.waiting import lacks, wait_for
 
 EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
@@ -175,3 +175,9 @@ def test_a_worker_does_not_start_from_a_file_that_changed_its_size(volume: Path)
     assert "weights is not what was checked" in lacks(volume, NEW)
     (volume / NEW / RECORD).write_text("{")
     assert "not published" in lacks(volume, NEW)
+
+
+def test_a_record_that_is_nested_too_deeply_is_none(volume: Path) -> None:
+    (volume / NEW).mkdir()
+    (volume / NEW / RECORD).write_text("[" * 200_000)
+    assert read_record(volume / NEW) is None

@@ -46,6 +46,8 @@ class Snips:
             payload = json.loads(text, object_pairs_hook=_unique)
         except ValueError as error:
             raise InvalidArgument(f"The answer is not JSON: {error}") from error
+        except RecursionError as error:
+            raise InvalidArgument("The answer is nested too deeply.") from error
         if not isinstance(payload, dict) or set(payload) != {"name", "arguments"}:
             raise InvalidArgument("The answer is not an object of name and arguments.")
         name, arguments = payload["name"], payload["arguments"]

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from services.router.external.credentials import MAX_KEY_BYTES, read_key
+from services.router.external.credentials import MAX_KEY_BYTES, read_key, trust
 from services.router.external.port import EngineMisfit
+from understudy.serving import SettingsError
 
 
 def test_a_key_is_read_without_its_line_end(tmp_path: Path) -> None:
@@ -27,3 +28,14 @@ def test_what_is_no_key_is_refused_without_its_content(tmp_path: Path, content: 
     assert b"secret" not in str(caught.value).encode()
     assert caught.value.__cause__ is None
     assert MAX_KEY_BYTES < 5000
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no certificate"])
+def test_a_ca_file_without_certificates_is_named(tmp_path: Path, content: bytes | None) -> None:
+    file = tmp_path / "ca.crt"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(SettingsError, match="UNDERSTUDY_ROUTER_POOLS: the ca_file") as caught:
+        trust("https://engine/v1", file, "llm")
+    assert str(file) in caught.value.message
+    assert trust("http://engine/v1", file, "llm") is True

@@ -19,8 +19,8 @@ class Stub:
     num_active: int = 0
     max_context_tokens: int = 0
 
-    def ask(self, question: Question) -> AsyncGenerator[Heard, None]:
-        raise AssertionError(question)
+    def ask(self, question: Question, *, is_again: bool = False) -> AsyncGenerator[Heard, None]:
+        raise AssertionError(question, is_again)
 
 
 def picked(*stubs: Stub, avoided: tuple[str, ...] = ()) -> str | None:
@@ -32,11 +32,20 @@ def test_the_least_loaded_endpoint_is_asked() -> None:
     assert picked(Stub("a", num_active=2), Stub("b", num_active=1), Stub("c", num_active=1)) == "b"
 
 
-def test_those_that_failed_or_want_to_be_left_alone_come_last() -> None:
-    busy, free = Stub("a", busy_s=3.0), Stub("b", num_active=9)
+def test_those_that_failed_and_then_those_that_want_to_be_left_alone_come_last() -> None:
+    busy, free, third = Stub("a", busy_s=3.0), Stub("b", num_active=9), Stub("c", num_active=10)
     assert picked(busy, free) == "b"
-    assert picked(busy, free, avoided=("b",)) == "a"
+    assert picked(busy, free, third, avoided=("b",)) == "c"
+    assert picked(busy, free, avoided=("b",)) == "b", "it has room, whatever it did"
     assert picked(busy, avoided=("a",)) == "a"
+
+
+def test_what_was_tried_often_enough_is_not_asked_again() -> None:
+    pool = ExternalPool("llm", MODEL, [Stub("a"), Stub("b", busy_s=3.0)])
+    picked_next = pool.pick((), {"a"})
+    assert picked_next is not None
+    assert picked_next.address == "b"
+    assert pool.pick((), {"a", "b"}) is None
 
 
 def test_an_endpoint_that_rests_or_is_away_is_not_asked() -> None:
