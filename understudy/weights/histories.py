@@ -50,7 +50,7 @@ def read_history(path: Path) -> History:
         with path.open("rb") as file:
             said = json.loads(file.read(MAX_HISTORY_BYTES))
         now, before, tried = (_names(said[key]) for key in ("now", "before", "tried"))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return History()
     return History(now, before, tried)
 
