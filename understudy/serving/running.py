@@ -1,7 +1,8 @@
 """A started service: one gRPC server with everything that the chassis adds, and its drain.
 
 Drain, in order: health says NOT_SERVING and new calls are refused, so that peers turn elsewhere
-while this server still answers health checks; the service finishes or hands over its own work;
+while this server still answers health checks, and a public one gives its connections up; the
+service finishes or hands over its own work;
 running calls get what is left of the grace; those that stay end with UNAVAILABLE.
 """
 
@@ -33,7 +34,7 @@ from understudy.serving.listening import (
 )
 from understudy.serving.observation import CallObserver, CertificateObserver
 from understudy.serving.service_settings import ServingSettings
-from understudy.serving.transport import Transport
+from understudy.serving.transport import ANYONE, Transport
 from understudy.telemetry import Instruments, tracer
 
 Register = Callable[[grpc.aio.Server], Awaitable[None] | None]
@@ -63,6 +64,8 @@ class RunningService:
     """Server of the Prometheus endpoint."""
     probes: tuple[grpc.aio.Server, int] | None
     """Server of health checks in plaintext, and its port."""
+    is_public: bool
+    """Whether callers may know a single address for all replicas, as behind a load balancer."""
 
     @property
     def address(self) -> str:
@@ -80,10 +83,17 @@ class RunningService:
         return None if self.probes is None else self.probes[1]
 
     async def drain(self, grace_s: float, hurry: asyncio.Event | None = None) -> None:
-        """Stop in order, within `grace_s` seconds; at once when `hurry` is set meanwhile."""
+        """Stop in order, within `grace_s` seconds; at once when `hurry` is set meanwhile.
+
+        A public service gives its connections up when it begins, calls that run apart: a caller
+        with one address for all replicas would else stay with this one until its last call ended.
+        """
         deadline = Deadline.after(grace_s)
         self.health_servicer.start_draining()
         self.calls.start_draining()
+        leaving: list[Awaitable[None]] = []
+        if self.is_public:
+            leaving.append(asyncio.ensure_future(self.server.stop(grace_s + _STOP_GRACE_S)))
         await _first(self._finish(grace_s), hurry, deadline)
         num_interrupted = self.calls.interrupt()
         if num_interrupted:
@@ -92,7 +102,7 @@ class RunningService:
                 extra={"num_calls": num_interrupted, "grace_s": grace_s},
             )
         self.health_servicer.close()
-        await self.server.stop(_STOP_GRACE_S)
+        await asyncio.gather(self.server.stop(_STOP_GRACE_S), *leaving)
         if self.probes is not None:
             await self.probes[0].stop(_STOP_GRACE_S)
         if self.metrics_server is not None:
@@ -160,6 +170,7 @@ async def start_service(
         on_drain=on_drain,
         metrics_server=metrics_server,
         probes=probes,
+        is_public=callers is ANYONE,
     )
 
 
