@@ -29,7 +29,7 @@ from understudy.errors import (
 )
 from understudy.rpc import Deadline
 
-_POLL_S: Final = 0.05
+_MIN_BACKOFF_S: Final = 0.05
 _MAX_BACKOFF_S: Final = 1.0
 
 logger = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class AttemptRun:
         the pool sleeps or every worker is full (once the sequence had begun: and stays so for the
         patience), DeadlineExceeded, and what a worker refuses a sequence for.
         """
-        backoff_s = _POLL_S
+        backoff_s = _MIN_BACKOFF_S
         while True:
             worker = await self._worker()
             sequence = worker.submit(self._submission(worker))
@@ -135,14 +135,9 @@ class AttemptRun:
 
     async def _hold(self) -> Worker:
         """Wait for a worker of a pool that has none."""
-        deadline = self._job.deadline
         with self._holding.hold(self._pool.name, self._job.patience) as hold:
             try:
-                while (worker := self._pick()) is None:
-                    hold.check(deadline.remaining_s)
-                    await asyncio.sleep(min(_POLL_S, deadline.remaining_s))
-                    deadline.check()
-                return worker
+                return await hold.until(self._pick, self._job.deadline)
             finally:
                 self.transcript.held_s += hold.waited_s
 
@@ -241,4 +236,4 @@ class AttemptRun:
                 "tokens": len(transcript.ids),
             },
         )
-        return _POLL_S if has_progress else min(2 * backoff_s, _MAX_BACKOFF_S)
+        return _MIN_BACKOFF_S if has_progress else min(2 * backoff_s, _MAX_BACKOFF_S)

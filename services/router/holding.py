@@ -16,11 +16,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 from services.router.metrics import RouterMetrics
 from understudy.errors import ResourceExhausted, Unavailable
+from understudy.rpc import Deadline
 
+_Picked = TypeVar("_Picked")
+
+_POLL_S: Final = 0.05
 EXPIRY_S: Final = 30.0
 """What a controller said is believed for so long; it is asked more often while anything waits."""
 RETURN_S: Final = 10.0
@@ -159,7 +163,7 @@ class Holding:
 
 
 class Hold:
-    """One request's wait; ask `check` now and then whether it goes on."""
+    """One request's wait: `until` something is there, or `check` whether it goes on."""
 
     def __init__(
         self, holding: Holding, pool: str, patience: Patience, clock_s: Callable[[], float]
@@ -174,6 +178,14 @@ class Hold:
     def waited_s(self) -> float:
         """Seconds waited so far."""
         return self._clock_s() - self._since_s
+
+    async def until(self, pick: Callable[[], _Picked | None], deadline: Deadline) -> _Picked:
+        """Return what `pick` finds, once it finds something; raises what `check` raises."""
+        while (found := pick()) is None:
+            self.check(deadline.remaining_s)
+            await asyncio.sleep(min(_POLL_S, deadline.remaining_s))
+            deadline.check()
+        return found
 
     def check(self, time_left_s: float) -> None:
         """Return while the request may wait on; `time_left_s` is what its deadline leaves.

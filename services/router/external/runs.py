@@ -43,7 +43,6 @@ MAX_TRIES: Final = 3
 _FAILURES: Final = (Unavailable, ResourceExhausted, EngineRefused, EngineMisfit, PromptTooLong)
 """What an engine fails a request with."""
 _FIRST_BACKOFF_S: Final = 0.2
-_POLL_S: Final = 0.05
 _MAX_BACKOFF_S: Final = 1.0
 
 logger = logging.getLogger(__name__)
@@ -164,14 +163,9 @@ class ExternalRun:
 
     async def _hold(self) -> Endpoint:
         """Wait for an endpoint of a pool that has none."""
-        deadline = self._job.deadline
         with self._holding.hold(self._pool.name, self._job.patience) as hold:
             try:
-                while (endpoint := self._pick()) is None:
-                    hold.check(deadline.remaining_s)
-                    await asyncio.sleep(min(_POLL_S, deadline.remaining_s))
-                    deadline.check()
-                return endpoint
+                return await hold.until(self._pick, self._job.deadline)
             finally:
                 self.transcript.held_s += hold.waited_s
 

@@ -60,7 +60,7 @@ def calibrator(threshold: float | None = 0.5) -> Calibrator:
     )
 
 
-def write_version(directory: Path, threshold: float | None = 0.5) -> Path:
+def write_version(directory: Path, threshold: float | None = 0.5, **facts: str) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     calibrator(threshold).save(directory / "calibrator.json")
     write_manifest(
@@ -69,7 +69,7 @@ def write_version(directory: Path, threshold: float | None = 0.5) -> Path:
         model_digest=SLM_DIGEST,
         files=[],
         calibrators=["calibrator.json"],
-        facts={},
+        facts=facts,
     )
     return directory
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from services.router.external import breaker
-from tests.contract.router.conftest import SLM_DIGEST, SLM_VERSION, calibrator
+from tests.contract.router.conftest import SLM_VERSION, write_version
 from tests.contract.router.external import external, native, start
 from tests.contract.router.parts import answer, chat, snips
 from understudy.api.types.v1 import types_pb2
-from understudy.registry import write_manifest
 from understudy.testing.fake_attention import FakeReply
 from understudy.testing.fake_engine import (
     DONE,
@@ -38,20 +36,6 @@ def called(*margins: float | None, num_tokens: int | None = None) -> EngineReply
     return EngineReply([*events, finish_chunk("tool_calls"), usage_chunk(50, num_tokens), DONE])
 
 
-def write_version(directory: Path, evidence: str) -> Path:
-    directory.mkdir()
-    calibrator().save(directory / "calibrator.json")
-    write_manifest(
-        directory,
-        name="fake-slm",
-        model_digest=SLM_DIGEST,
-        files=[],
-        calibrators=["calibrator.json"],
-        facts={"evidence": evidence},
-    )
-    return directory
-
-
 async def open_slm(
     town: Any,
     engine: FakeEngine,
@@ -59,7 +43,7 @@ async def open_slm(
     slm_patience_s: float = 0.3,
     **more: Any,
 ) -> Any:
-    version = write_version(town.directory / "external", evidence)
+    version = write_version(town.directory / "external", evidence=evidence)
     settings = {"logprobs": True, "version_dir": str(version), **more}
     engine.cards["data"][0]["id"] = SLM_VERSION
     slm = external("slm", await start(town, engine), model=SLM_VERSION, **settings)
