@@ -33,7 +33,8 @@ from understudy.model.paged import PagedKv, PagedSequence
 from understudy.model.weights import LoadedModel, load_model
 from understudy_kernels import load
 from understudy_kernels.package import build
-from understudy_kernels.packaging.serving.runtime import DecoderPackage, FfnPackage
+from understudy_kernels.packaging.serving.decoding import DecoderPackage
+from understudy_kernels.packaging.serving.runtime import FfnPackage
 
 LAYER: Final = (0,)
 SLM: Final = ROOT / "models" / "slm-snips"

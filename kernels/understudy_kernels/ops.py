@@ -214,7 +214,8 @@ def decoder_layers(
 
     `storage` is (blocks, layers, 2, block_size, kv_heads, dim); `scales` the same without dim.
     """
-    weights = (layers.weights, layers.formats, layers.biases, layers.head_norms)
+    optional = (layers.biases or None, layers.head_norms or None)
+    weights = (layers.weights, layers.formats, *optional)
     sizes = (layers.num_heads, layers.ffn_size, layers.num_shards, layers.eps)
     tables = (rows.tables, rows.sequences, rows.lengths)
     with _REFUSALS:

@@ -15,7 +15,7 @@ from typing import Final
 from understudy.errors import UnderstudyError
 from understudy_kernels.packaging import (
     check_package,
-    compile_program,
+    compile_programs,
     publish,
     read_bundle,
     remove_version,
@@ -47,7 +47,7 @@ def build(bundle_dir: Path, repository: Path, *, threads: int = 1, name: str = "
     """
     bundle = read_bundle(bundle_dir)
     bundle = replace(bundle, name=name or bundle.name)
-    compiled = compile_program(bundle_dir, bundle, cache_directory(os.environ))
+    compiled = compile_programs(bundle_dir, bundle, cache_directory(os.environ))
     return publish(repository, bundle_dir, bundle, compiled, threads)
 
 

@@ -30,8 +30,8 @@ SCHEMAS: Final[Mapping[str, str]] = MappingProxyType(
         " -> Tensor",
         "sample_tokens": "(Tensor logits, Tensor? mask, Tensor temperatures, Tensor top_ks,"
         " Tensor top_ps, Tensor uniforms) -> (Tensor, Tensor, Tensor, Tensor)",
-        "decoder_layers": "(Tensor hidden, Tensor[] weights, int[] formats, Tensor[] biases,"
-        " Tensor[] head_norms, int num_heads, int ffn_size, int num_shards, float eps,"
+        "decoder_layers": "(Tensor hidden, Tensor[] weights, int[] formats, Tensor[]? biases,"
+        " Tensor[]? head_norms, int num_heads, int ffn_size, int num_shards, float eps,"
         " Tensor cosine, Tensor sine, Tensor(a!) storage, Tensor(b!)? scales, Tensor slots,"
         " Tensor tables, Tensor sequences, Tensor lengths, float scale, bool exact) -> Tensor",
     }

@@ -10,12 +10,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final, get_args
+from typing import get_args
 
-import torch
 from torch import Tensor
-from torch.export import Dim, ExportedProgram
-from torch.nn import functional
+from torch.export import ExportedProgram
 
 from services.experts.holdings import (
     DIGEST_CHARS,
@@ -24,27 +22,21 @@ from services.experts.holdings import (
     package_name,
     values_digest,
 )
+from services.experts.packed_programs import packed_decoder_program, packed_swiglu_program
+from services.experts.programs import decoder_program, swiglu_program
 from services.experts.settings import parse_ids
 from understudy.errors import FailedPrecondition, UnderstudyError
-from understudy.model.attention import LatentHeads
+from understudy.model.compiled import has_whole
 from understudy.model.config import ModelConfig
-from understudy.model.ffn import (
-    FfnWeights,
-    dense_weights,
-    expert_range,
-    expert_weights,
-    ffn_shard,
-)
+from understudy.model.decoder import Compute, resolve_compute
+from understudy.model.ffn import FfnWeights, dense_weights, expert_range, expert_weights
 from understudy.model.linear import Matrix, Plain, Weights
 from understudy.model.locate import locate_model
-from understudy.model.transformer import Transformer
+from understudy.model.packed import weight_of
 from understudy.model.weights import LoadedModel, MatrixType, load_model
+from understudy_kernels import PackedFfn, load
 from understudy_kernels.packaging.bundle import Bundle, write_bundle
-from understudy_kernels.packaging.serving.runtime import DENSE
-
-MAX_TOKENS: Final = 1 << 16
-MAX_INNER: Final = 1 << 20
-MAX_SEQUENCES: Final = 1 << 10
+from understudy_kernels.packaging.serving.runtime import DENSE, PARTS
 
 
 def export_ffn(
@@ -55,20 +47,19 @@ def export_ffn(
 ) -> Bundle:
     """Write the bundle of some layers and shards; None means all.
 
-    Raises FailedPrecondition where they do not divide the model.
+    A model that was loaded for the kernels keeps its packed weights, and the program calls the
+    kernels: sums are the worker's own, bit by bit. One loaded for `reference` is exported as dense
+    values that AOTInductor multiplies. Raises FailedPrecondition where layers or shards do not
+    divide the model.
     """
     config = model.config
     chosen_layers, shards = held_layers(config, layers), held_shards(config, expert_ids)
-    weights: dict[str, Tensor] = {}
-    for layer in chosen_layers:
-        for shard in shards:
-            for unit, part in _units(config, model.stored, layer, shard).items():
-                prefix = f"{layer}.{shard}.{unit}"
-                weights |= {
-                    f"{prefix}.gate": _tensor(part.gate),
-                    f"{prefix}.up": _tensor(part.up),
-                    f"{prefix}.down": _tensor(part.down),
-                }
+    units = {
+        f"{layer}.{shard}.{unit}": part
+        for layer in chosen_layers
+        for shard in shards
+        for unit, part in _units(config, model.stored, layer, shard).items()
+    }
     shape = {
         "hidden_size": config.hidden_size,
         "num_experts": config.num_experts,
@@ -78,37 +69,26 @@ def export_ffn(
     digest = values_digest(model)
     held = {"layers": _listed(chosen_layers), "shards": _listed(shards)}
     name = package_name("ffn", digest, chosen_layers, shards)
-    bundle = Bundle(name, "ffn", digest, shape, held=held)
-    first = [weights[name] for name in list(weights)[:3]]
-    has_one_size = all(part.shape in {each.shape for each in first} for part in weights.values())
-    program = swiglu_program(first, has_one_size=has_one_size)
-    return write_bundle(directory, bundle, program, weights)
-
-
-def swiglu_program(weights: Sequence[Tensor], *, has_one_size: bool = True) -> ExportedProgram:
-    """Export one SwiGLU over any number of tokens, its weights as inputs: gate, up, down."""
-    tokens = Dim("tokens", min=1, max=MAX_TOKENS)
-    hidden = torch.zeros(3, weights[0].shape[1])
-    inner = Dim.STATIC if has_one_size else Dim("inner", min=1, max=MAX_INNER)
-    ranges = ({0: tokens}, {0: inner}, {0: inner}, {1: inner})
-    with torch.no_grad():
-        return torch.export.export(_SwiGlu(), (hidden, *weights), dynamic_shapes=ranges)
+    bundle = Bundle(name, "ffn", digest, shape, held=held, arithmetic=model.compute)
+    if model.compute == "reference":
+        programs, weights = _dense_ffn(units)
+    else:
+        programs, weights = _packed_ffn(units, model.compute)
+    return write_bundle(directory, bundle, programs, weights)
 
 
 def export_decoder(model: LoadedModel, directory: Path) -> Bundle:
     """Write the bundle of a whole model: a step of greedy decoding with its cache as an input.
 
-    Raises FailedPrecondition for a mixture of experts, and for attention over latents.
+    Through the kernels where the model was loaded for them, as for `export_ffn`. Raises
+    FailedPrecondition for a mixture of experts, and for attention over latents.
     """
     if model.config.is_moe:
         raise FailedPrecondition(
             f"{model.config.family} is a mixture of experts; whole models are packaged for small"
             " dense ones. Package its feed-forwards (`ffn`)."
         )
-    # One sum per feed-forward: nobody shares this model's shards, so there is no order to keep.
-    config = replace(model.config, num_ffn_shards=1)
-    weights = {**model.weights, **{name: part.dense() for name, part in model.packed.items()}}
-    names, digest = tuple(weights), values_digest(model)
+    config = model.config
     shape = {
         "num_layers": config.num_layers,
         "num_kv_heads": config.num_kv_heads,
@@ -116,109 +96,33 @@ def export_decoder(model: LoadedModel, directory: Path) -> Bundle:
         "vocab_size": config.vocab_size,
         "max_positions": config.max_positions,
     }
-    bundle = Bundle(decoder_name(model), "decoder", digest, shape, names)
-    return write_bundle(directory, bundle, decoder_program(config, weights), weights)
+    if model.compute == "reference":
+        # One sum per feed-forward: nobody shares this model's shards, so no order has to be kept.
+        weights: Mapping[str, Tensor] = model.weights
+        program = decoder_program(replace(config, num_ffn_shards=1), weights)
+    elif has_whole(config):
+        load()
+        step = packed_decoder_program(config, model.stored, is_exact=model.compute == "exact")
+        program, weights = step.program, step.weights
+    else:
+        raise FailedPrecondition(
+            f"{config.family} is not computed in one call of the kernels. Export it with"
+            " `--compute reference`, or package its feed-forwards (`ffn`)."
+        )
+    bundle = Bundle(
+        decoder_name(model),
+        "decoder",
+        values_digest(model),
+        shape,
+        tuple(weights),
+        arithmetic=model.compute,
+    )
+    return write_bundle(directory, bundle, [program], weights)
 
 
 def decoder_name(model: LoadedModel) -> str:
     """Return what the package of a whole model is called."""
     return f"decoder-{values_digest(model)[:DIGEST_CHARS]}"
-
-
-def decoder_program(config: ModelConfig, weights: Mapping[str, Tensor]) -> ExportedProgram:
-    """Export one step: tokens and positions (B, T), last rows (B,), cache -> tokens, new rows."""
-    batch = Dim("batch", min=1, max=MAX_SEQUENCES)
-    width = Dim("width", min=1, max=config.max_positions)
-    capacity = Dim("capacity", min=2, max=2 * config.max_positions)
-    # Tensors of their own: inputs that are one tensor here would be one input for good.
-    tokens, positions = (torch.zeros(3, 5, dtype=torch.int64) for _ in range(2))
-    last = torch.zeros(3, dtype=torch.int64)
-    cache = torch.zeros(config.num_layers, 2, 3, 64, config.num_kv_heads, config.head_dim)
-    places = {0: batch, 1: width}
-    ranges = (places, places, {0: batch}, {2: batch, 3: capacity}, [None] * len(weights))
-    with torch.no_grad():
-        return torch.export.export(
-            _DecodeStep(config, tuple(weights)),
-            (tokens, positions, last, cache, list(weights.values())),
-            dynamic_shapes=ranges,
-        )
-
-
-class _SwiGlu(torch.nn.Module):
-    def forward(self, hidden: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
-        return ffn_shard(FfnWeights(Plain(gate), Plain(up), Plain(down)), hidden)
-
-
-class _DecodeStep(torch.nn.Module):
-    def __init__(self, config: ModelConfig, names: tuple[str, ...]) -> None:
-        super().__init__()
-        self._config, self._names = config, names
-
-    def forward(
-        self, tokens: Tensor, positions: Tensor, last: Tensor, cache: Tensor, weights: list[Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        transformer = Transformer(self._config, dict(zip(self._names, weights, strict=True)))
-        context = CachedContext(cache, positions)
-        hidden = transformer.forward(tokens.flatten(), positions.flatten(), context)
-        rows = hidden.view(*tokens.shape, -1)
-        chosen = rows[torch.arange(tokens.shape[0]), last]
-        return transformer.logits(chosen).argmax(dim=-1), context.rows()
-
-
-class CachedContext:
-    """`AttentionContext` over a cache (L, 2, B, C, kv_heads, head_dim) that it only reads.
-
-    A row sees every place up to its own position; the rows of this step are put in before.
-    """
-
-    def __init__(self, cache: Tensor, positions: Tensor) -> None:  # positions (B, T)
-        self._cache, self._positions = cache, positions
-        self._sequences = torch.arange(positions.shape[0])[:, None]
-        places = torch.arange(cache.shape[3])
-        self._is_seen = places <= positions[:, :, None]  # (B, T, C)
-        self._rows: list[Tensor] = []
-
-    def rows(self) -> Tensor:
-        """Return what the cache lacks: keys and values (L, 2, B, T, kv_heads, head_dim)."""
-        rows = torch.stack(self._rows)
-        return rows.view(-1, 2, *rows.shape[1:])
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Return what each query row sees; shapes as in `AttentionContext`."""
-        batch, width = self._positions.shape
-        _, _, _, _, num_kv_heads, head_dim = self._cache.shape
-        keys, values = (
-            self._with(layer, which, rows.view(batch, width, num_kv_heads, head_dim))
-            for which, rows in enumerate((key, value))
-        )
-        # Heads that share keys become query rows of one head: nothing is repeated in memory.
-        grouped = query.view(batch, width, num_kv_heads, -1, head_dim).permute(0, 2, 1, 3, 4)
-        group_size = grouped.shape[3]
-        is_seen = self._is_seen[:, None].repeat_interleave(group_size, dim=2)
-        attended = functional.scaled_dot_product_attention(
-            grouped.flatten(2, 3), keys, values, attn_mask=is_seen
-        )
-        by_head = attended.view(batch, num_kv_heads, width, group_size, head_dim)
-        return by_head.permute(0, 2, 1, 3, 4).reshape(batch * width, -1, head_dim)
-
-    def attend_latent(
-        self,
-        layer: int,  # noqa: ARG002
-        query: Tensor,  # noqa: ARG002
-        latent: Tensor,  # noqa: ARG002
-        rope_key: Tensor,  # noqa: ARG002
-        heads: LatentHeads,  # noqa: ARG002
-    ) -> Tensor:
-        """Raise FailedPrecondition: this cache keeps keys and values by head."""
-        raise FailedPrecondition(
-            "A packaged model keeps keys and values by head, this one's attention keeps latents."
-            " Package its feed-forwards (`ffn`)."
-        )
-
-    def _with(self, layer: int, which: int, rows: Tensor) -> Tensor:
-        self._rows.append(rows)
-        place = (self._sequences, self._positions)
-        return self._cache[layer, which].index_put(place, rows).transpose(1, 2)
 
 
 def _units(config: ModelConfig, weights: Weights, layer: int, shard: int) -> dict[str, FfnWeights]:
@@ -227,6 +131,37 @@ def _units(config: ModelConfig, weights: Weights, layer: int, shard: int) -> dic
         return {str(id_): expert_weights(weights, layer, id_) for id_ in ids}
     size = config.ffn_size // config.num_ffn_shards
     return {DENSE: dense_weights(weights, layer).slice(shard * size, (shard + 1) * size)}
+
+
+_Programs = tuple[list[ExportedProgram], dict[str, Tensor]]
+"""Programs, and weights by name, in which the program's number stands."""
+
+
+def _dense_ffn(units: Mapping[str, FfnWeights]) -> _Programs:
+    weights = {
+        f"{prefix}.0.{name}": _tensor(part)
+        for prefix, unit in units.items()
+        for name, part in zip(PARTS, (unit.gate, unit.up, unit.down), strict=True)
+    }
+    first = [weights[name] for name in list(weights)[: len(PARTS)]]
+    has_one_size = all(part.shape in {each.shape for each in first} for part in weights.values())
+    return [swiglu_program(first, has_one_size=has_one_size)], weights
+
+
+def _packed_ffn(units: Mapping[str, FfnWeights], compute: Compute) -> _Programs:
+    load()
+    kinds: dict[object, int] = {}
+    programs: list[ExportedProgram] = []
+    weights: dict[str, Tensor] = {}
+    for prefix, unit in units.items():
+        ffn = PackedFfn(*map(weight_of, (unit.gate, unit.up, unit.down)))
+        kind = (*ffn.formats, ffn.gate.num_out)
+        if kind not in kinds:
+            kinds[kind] = len(programs)
+            programs.append(packed_swiglu_program(ffn, is_exact=compute == "exact"))
+        for name, part in zip(PARTS, (ffn.gate, ffn.up, ffn.down), strict=True):
+            weights[f"{prefix}.{kinds[kind]}.{name}"] = part.data
+    return programs, weights
 
 
 def _listed(ids: Sequence[int]) -> str:
@@ -251,9 +186,17 @@ def main(arguments: Sequence[str]) -> int:
         default="float32",
         help="type that matrices of 32 bits are rounded to, as the expert worker's setting",
     )
+    parser.add_argument(
+        "--compute",
+        choices=get_args(Compute),
+        default="reference",
+        help="reference: float32 values, compiled for this kind of machine; exact, fast: packed"
+        " weights and the compiled kernels, the same bits as workers with that setting",
+    )
     chosen = parser.parse_args(arguments)
     try:
-        model = load_model(locate_model(chosen.model), chosen.weights_dtype)
+        compute = resolve_compute(chosen.compute)
+        model = load_model(locate_model(chosen.model), chosen.weights_dtype, compute)
         if chosen.kind == "decoder":
             bundle = export_decoder(model, chosen.bundle)
         else:

@@ -52,7 +52,10 @@ def server(packaged: Packaged) -> Iterator[TritonServer]:
         require_installation(),
         packaged.repository,
         packaged.directory / "server.log",
-        models=[packaged.dense_name, packaged.mixture_name, packaged.decoder_name],
+        models=[
+            *(packaged.dense_name, packaged.mixture_name, packaged.decoder_name),
+            *(packaged.rounded_name, packaged.exact_name, packaged.fast_name),
+        ],
     )
     server.wait_ready()
     yield server
@@ -99,19 +102,44 @@ def test_a_mixture_of_experts_is_the_same_in_triton(
     shards.close()
 
 
-def test_a_whole_model_decodes_several_sequences_in_one_call(
+@pytest.mark.parametrize("layer", [0, 1], ids=["dense layer", "experts"])
+def test_a_package_of_the_kernels_gives_the_workers_own_bits(
+    server: TritonServer, packaged: Packaged, layer: int
+) -> None:
+    model, holdings = packaged.exact, Holdings.take(packaged.exact)
+    shards = TritonShards(server.grpc_address, packaged.exact_name, holdings, is_local=False)
+    for num_tokens in (1, 33):
+        request = asked(model, num_tokens, layer)
+        assert torch.equal(compute(shards, request), holdings.compute(*request))
+    shards.close()
+
+
+def test_a_package_of_16_bits_is_the_same_in_triton(
     server: TritonServer, packaged: Packaged
+) -> None:
+    model, holdings = packaged.rounded, Holdings.take(packaged.rounded)
+    shards = TritonShards(server.grpc_address, packaged.rounded_name, holdings, is_local=False)
+    request = asked(model, 7)
+    expected = holdings.compute(*request)
+    torch.testing.assert_close(compute(shards, request), expected, rtol=1e-5, atol=1e-5)
+    shards.close()
+
+
+@pytest.mark.parametrize("compute", ["reference", "fast"])
+def test_a_whole_model_decodes_several_sequences_in_one_call(
+    server: TritonServer, packaged: Packaged, compute: str
 ) -> None:
     prompts, num_steps = [[3, 5, 7, 9, 11], [2], [50, 60, 70]], 12
     tokens = torch.zeros(len(prompts), 5, dtype=torch.int64)
     for row, prompt in zip(tokens, prompts, strict=True):
         row[: len(prompt)] = torch.tensor(prompt)
-    model = TritonModel(server.grpc_address, packaged.decoder_name)
+    served = {"reference": packaged.decoder_name, "fast": packaged.fast_name}
+    model = TritonModel(server.grpc_address, served[compute])
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     named = (("tokens", tokens), ("lengths", lengths), ("steps", torch.tensor([num_steps])))
     answer = model.infer(named, timeout_s=TIMEOUT_S)
-    expected = [greedy(packaged.dense, prompt, num_steps) for prompt in prompts]
-    assert answer.tolist() == expected
+    here = packaged.dense if compute == "reference" else packaged.fast
+    assert answer.tolist() == [greedy(here, prompt, num_steps) for prompt in prompts]
     with pytest.raises(UnderstudyError, match="the model has 256"):
         model.infer((*named[:2], ("steps", torch.tensor([300]))), timeout_s=TIMEOUT_S)
     model.close()

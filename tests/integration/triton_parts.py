@@ -23,10 +23,10 @@ from understudy.exchange.frame import FrameType, Header
 from understudy.exchange.tensors import Request
 from understudy.local.triton.installation import Installation, find_triton
 from understudy.local.triton.server import TritonServer
-from understudy.model.attention import PackedCausal
 from understudy.model.config import ModelConfig
+from understudy.model.decoder import make_decoder
+from understudy.model.paged import PagedKv, PagedSequence
 from understudy.model.safetensors_io import save_model
-from understudy.model.transformer import Transformer
 from understudy.model.weights import LoadedModel, load_model, random_weights
 from understudy_kernels.package import build
 
@@ -62,9 +62,18 @@ class Packaged:
     directory: Path
     dense: LoadedModel
     mixture: LoadedModel
+    rounded: LoadedModel
+    """The dense model in 16 bits."""
+    exact: LoadedModel
+    """The mixture as the kernels read it."""
+    fast: LoadedModel
+    """The dense model in int8, for the kernels."""
     dense_name: str
     mixture_name: str
     decoder_name: str
+    rounded_name: str
+    exact_name: str
+    fast_name: str
 
     @property
     def repository(self) -> Path:
@@ -92,15 +101,21 @@ def make_packages(directory: Path) -> Packaged:
     for name, config in (("dense", CONFIG), ("mixture", MIXTURE)):
         save_model(directory / name, config, random_weights(config, seed=7, deviation=0.3))
         models[name] = load_model(directory / name)
+    models["rounded"] = load_model(directory / "dense", "bfloat16")
+    models["exact"] = load_model(directory / "mixture", "int8", "exact")
+    models["fast"] = load_model(directory / "dense", "int8", "fast")
     bundles = {
         "ffn": export_ffn(models["dense"], directory / "ffn"),
         "experts": export_ffn(models["mixture"], directory / "experts"),
         "decoder": export_decoder(models["dense"], directory / "decoder"),
+        "ffn16": export_ffn(models["rounded"], directory / "ffn16"),
+        "packed": export_ffn(models["exact"], directory / "packed"),
+        "packed-decoder": export_decoder(models["fast"], directory / "packed-decoder"),
     }
     for name in bundles:
         build(directory / name, directory / "repository")
     names = [bundle.name for bundle in bundles.values()]
-    return Packaged(directory, models["dense"], models["mixture"], *names)
+    return Packaged(directory, *models.values(), *names)
 
 
 def stub_pids(server: TritonServer) -> list[int]:
@@ -157,12 +172,13 @@ def asked(model: LoadedModel, num_tokens: int, layer: int = 1) -> tuple[Header, 
 
 
 def greedy(model: LoadedModel, prompt: list[int], num_steps: int) -> list[int]:
-    transformer, tokens = Transformer(model.config, model.weights), list(prompt)
+    decoder = make_decoder(model.config, model.stored, None, model.compute)
+    kv, tokens = PagedKv(model.config, 4, 16), list(prompt)
     for _ in range(num_steps):
-        row = torch.arange(len(tokens))
         with torch.inference_mode():
-            hidden = transformer.forward(torch.tensor(tokens), row, PackedCausal([len(tokens)]))
-        tokens.append(int(transformer.logits(hidden[-1:]).argmax()))
+            whole = [PagedSequence([0, 1, 2, 3], 0, len(tokens))]
+            hidden = decoder.advance(torch.tensor(tokens), kv, whole)
+            tokens.append(int(decoder.logits(hidden[-1:]).argmax()))
     return tokens[len(prompt) :]
 
 

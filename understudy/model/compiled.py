@@ -15,10 +15,11 @@ from torch import Tensor
 from understudy.errors import Internal
 from understudy.model.adapter import AdapterBatch
 from understudy.model.config import ModelConfig
+from understudy.model.ends import Ends
 from understudy.model.feed_forward import FeedForward
 from understudy.model.ffn import Experts, LocalExperts
 from understudy.model.kv_planes import Plane
-from understudy.model.linear import Linear, Weights, linear, matrix, vector
+from understudy.model.linear import Linear, Weights, linear, vector
 from understudy.model.packed import weight_of
 from understudy.model.paged import PagedKv, PagedSequence
 from understudy.model.rope import Angles, AngleTable, Rotary
@@ -33,6 +34,18 @@ def is_compilable(config: ModelConfig) -> bool:
     """Whether the attention of this model is one that the operators know."""
     is_grouped = config.latent is None and config.attentions_per_layer == 1
     return is_grouped and config.head_dim % 2 == 0 and config.head_dim <= MAX_HEAD_DIM
+
+
+def has_whole(config: ModelConfig) -> bool:
+    """Whether all layers of this model can be one call."""
+    return is_compilable(config) and not config.is_moe and config.query_rank is None
+
+
+def whole_layers(config: ModelConfig, weights: Weights) -> DecoderLayers:
+    """Return all layers of a model that has them whole, as the one operator takes them."""
+    local = LocalExperts(config, weights)
+    layers = [_layer(config, weights, index, local) for index in range(config.num_layers)]
+    return _whole(config, layers, local)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,17 +90,11 @@ class CompiledDecoder:
         assert used is not None
         self._layers = [_layer(config, weights, index, used) for index in range(config.num_layers)]
         self._whole = None
-        if local is not None and not config.is_moe and config.query_rank is None:
+        if local is not None and has_whole(config):
             self._whole = _whole(config, self._layers, local)
         self._angles = AngleTable(Rotary(config))
         self._scale = config.head_dim**-0.5
-        self._embedding = matrix(weights, "model.embed_tokens.weight")
-        self._norm = vector(weights, "model.norm.weight")
-        is_factorised = config.embedding_size is not None
-        self._up = matrix(weights, "model.embed_up_proj.weight") if is_factorised else None
-        self._down = matrix(weights, "model.embed_down_proj.weight") if is_factorised else None
-        is_tied = config.tie_embeddings
-        self._head = self._embedding if is_tied else matrix(weights, "lm_head.weight")
+        self._ends = Ends.of(config, weights, is_exact=is_exact)
         self._stacked: tuple[PagedKv, Plane] | None = None
 
     def advance(
@@ -99,9 +106,7 @@ class CompiledDecoder:
     ) -> Tensor:
         """Return the final-normed hidden states (T, D) of the new `tokens` (T,) of `sequences`."""
         step, plane = self._step(kv, sequences), self._plane(kv)
-        hidden = self._embedding.embed(tokens)
-        if self._up is not None:
-            hidden = self._up.multiply(hidden)
+        hidden = self._ends.embed(tokens)
         if self._whole is not None and adapter is None:
             hidden = ops.decoder_layers(
                 hidden,
@@ -117,13 +122,11 @@ class CompiledDecoder:
         else:
             for index, layer in enumerate(self._layers):
                 hidden = self._advance_layer(index, layer, hidden, step, plane, adapter)
-        return self._normalised(hidden, self._norm)
+        return self._ends.normalise(hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits (T, V) of final-normed hidden states (T, D)."""
-        if self._down is not None:
-            hidden = self._down.multiply(hidden)
-        return self._head.multiply(hidden)
+        return self._ends.logits(hidden)
 
     def sample(
         self,

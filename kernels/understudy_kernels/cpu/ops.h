@@ -15,6 +15,7 @@ namespace understudy {
 
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
+using OptionalTensors = std::optional<at::TensorList>;
 
 const Kernels& kernels();  // of the best instruction set of this machine
 

@@ -109,11 +109,13 @@ OptionalTensor layer_scales(const OptionalTensor& scales, int64_t layer, int64_t
 }  // namespace
 
 Tensor decoder_layers(const Tensor& hidden, at::TensorList weights, at::IntArrayRef formats,
-                      at::TensorList biases, at::TensorList head_norms, int64_t num_heads,
+                      const OptionalTensors& of_biases, const OptionalTensors& of_heads, int64_t num_heads,
                       int64_t ffn_size, int64_t num_shards, double eps, const Tensor& cosine,
                       const Tensor& sine, const Tensor& storage, const OptionalTensor& scales,
                       const Tensor& slots, const Tensor& tables, const Tensor& sequences,
                       const Tensor& lengths, double scale, bool exact) {
+  const at::TensorList biases = of_biases.value_or(at::TensorList()),
+                       head_norms = of_heads.value_or(at::TensorList());
   check_floats(hidden, 2, "hidden");
   TORCH_CHECK_VALUE(num_shards > 0 && num_shards <= 1024 && ffn_size > 0, "a feed-forward of ",
                     num_shards, " shards of ", ffn_size, " cannot be.");

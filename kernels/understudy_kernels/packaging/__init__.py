@@ -8,13 +8,13 @@ version. Decision 0007 says why.
 
 from understudy_kernels.packaging.bundle import Bundle, read_bundle, write_bundle
 from understudy_kernels.packaging.checking import check_package
-from understudy_kernels.packaging.compiling import compile_program
+from understudy_kernels.packaging.compiling import compile_programs
 from understudy_kernels.packaging.repository import publish, remove_version, versions
 
 __all__ = [
     "Bundle",
     "check_package",
-    "compile_program",
+    "compile_programs",
     "publish",
     "read_bundle",
     "remove_version",

@@ -1,8 +1,8 @@
-"""Bundles: an exported program, its weights and what they are, before any machine is chosen."""
+"""Bundles: exported programs, their weights and what they are, before any machine is chosen."""
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final, Self
@@ -12,14 +12,14 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from understudy.errors import FailedPrecondition
-from understudy_kernels.packaging.serving.manifest import KINDS, WEIGHTS
+from understudy_kernels.packaging.serving.manifest import ARITHMETICS, FILL, KINDS, WEIGHTS
 
 BUNDLE: Final = "bundle.json"
-PROGRAM: Final = "program.pt2"
 ALIGNMENT: Final = 64
 MAX_JSON_BYTES: Final = 1 << 20
 _NAMES: Final = {
     torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64",
+    torch.uint8: "U8",
 }  # fmt: skip
 
 
@@ -39,18 +39,23 @@ class Bundle:
     """Weights in the order in which the program takes them; empty where they change per call."""
     held: Mapping[str, str] = field(default_factory=dict)
     """What of the model is inside, in the exporter's words; callers of the server can read it."""
-    program_digest: str = ""
-    """Digest (hex) of the program: bundles of equal programs share one compilation."""
+    arithmetic: str = "reference"
+    """`reference`: compiled from float32; `exact` or `fast`: calls the kernels, so their library
+    goes into the package."""
+    program_digests: tuple[str, ...] = ()
+    """Digest (hex) of each program: bundles of equal programs share one compilation."""
 
     @classmethod
     def from_json(cls, text: bytes, source: Path) -> Self:
         """Read `bundle.json`. Raises FailedPrecondition for anything that is none."""
         try:
             raw = json.loads(text)
-            bundle = cls(**{**raw, "weight_names": tuple(raw["weight_names"])})
+            lists = {name: tuple(raw[name]) for name in ("weight_names", "program_digests")}
+            bundle = cls(**{**raw, **lists})
             sizes_are_whole = all(isinstance(size, int) for size in bundle.shape.values())
             words_are_text = all(isinstance(word, str) for word in bundle.held.values())
-            if bundle.kind not in KINDS or not sizes_are_whole or not words_are_text:
+            is_known = bundle.kind in KINDS and bundle.arithmetic in ARITHMETICS
+            if not is_known or not sizes_are_whole or not words_are_text:
                 raise ValueError(bundle.kind)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise FailedPrecondition(f"{source} is no bundle: {error!r}.") from error
@@ -58,12 +63,17 @@ class Bundle:
 
 
 def write_bundle(
-    directory: Path, bundle: Bundle, program: ExportedProgram, weights: Mapping[str, Tensor]
+    directory: Path,
+    bundle: Bundle,
+    programs: Sequence[ExportedProgram],
+    weights: Mapping[str, Tensor],
 ) -> Bundle:
-    """Write a bundle into an empty or new directory; returns it with the program's digest."""
+    """Write a bundle into an empty or new directory; returns it with the programs' digests."""
     directory.mkdir(parents=True, exist_ok=True)
-    whole = Bundle(**{**asdict(bundle), "program_digest": program_digest(program)})
-    torch.export.save(program, directory / PROGRAM)
+    digests = tuple(map(program_digest, programs))
+    whole = Bundle(**{**asdict(bundle), "program_digests": digests})
+    for index, program in enumerate(programs):
+        torch.export.save(program, directory / program_name(index))
     write_tensors(directory / WEIGHTS, weights)
     (directory / BUNDLE).write_text(json.dumps(asdict(whole), indent=1) + "\n", "utf-8")
     return whole
@@ -82,12 +92,18 @@ def read_bundle(directory: Path) -> Bundle:
         ) from error
 
 
-def read_program(directory: Path) -> ExportedProgram:
-    """Load the program of a bundle. Raises FailedPrecondition where torch cannot."""
+def program_name(index: int) -> str:
+    """Return the file of a bundle's program."""
+    return f"program-{index}.pt2"
+
+
+def read_program(directory: Path, index: int = 0) -> ExportedProgram:
+    """Load a program of a bundle. Raises FailedPrecondition where torch cannot."""
+    path = directory / program_name(index)
     try:
-        return torch.export.load(directory / PROGRAM)
+        return torch.export.load(path)
     except (OSError, RuntimeError, ValueError) as error:
-        raise FailedPrecondition(f"{directory / PROGRAM} is no exported program.") from error
+        raise FailedPrecondition(f"{path} is no exported program.") from error
 
 
 def program_digest(program: ExportedProgram) -> str:
@@ -109,7 +125,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         start = -(-end // ALIGNMENT) * ALIGNMENT
         if start != end:  # the format knows no gaps: a named tensor fills one
             fill = {"dtype": "U8", "shape": [start - end], "data_offsets": [end, start]}
-            header[f"__fill_{end}"] = fill
+            header[f"{FILL}{end}"] = fill
         end = start + tensor.numel() * tensor.element_size()
         header[name] = {
             "dtype": _NAMES[tensor.dtype],

@@ -17,8 +17,10 @@ from typing import Final
 import torch
 
 from understudy.errors import FailedPrecondition
+from understudy_kernels.loading import load
 from understudy_kernels.packaging.bundle import Bundle, read_program
 from understudy_kernels.packaging.serving.manifest import FORMAT, machine_isa
+from understudy_kernels.schemas import SCHEMAS
 
 COMPILERS: Final = ("g++", "clang++", "c++")
 log = logging.getLogger(__name__)
@@ -43,16 +45,25 @@ def find_compiler(environ: Mapping[str, str]) -> str:
     )
 
 
-def compile_program(directory: Path, bundle: Bundle, cache: Path) -> Path:
-    """Return the compiled program of the bundle in `directory`, from `cache` where it is there.
+def compile_programs(directory: Path, bundle: Bundle, cache: Path) -> list[Path]:
+    """Return the compiled programs of the bundle in `directory`, from `cache` where they are there.
 
-    Raises FailedPrecondition without a compiler, and where the compilation fails.
+    Raises FailedPrecondition without a compiler, and where a compilation fails.
     """
-    target = cache / f"{_key(bundle)}.pt2"
+    numbers = range(len(bundle.program_digests))
+    return [_compile(directory, bundle, number, cache) for number in numbers]
+
+
+def _compile(directory: Path, bundle: Bundle, number: int, cache: Path) -> Path:
+    target = cache / f"{_key(bundle, number)}.pt2"
     if target.is_file():
         return target
     compiler = find_compiler(os.environ)
-    log.info("Compiling the program of %s with %s; about half a minute.", bundle.name, compiler)
+    if bundle.arithmetic != "reference":
+        load()  # the program names operators, which torch must know
+    log.info(
+        "Compiling program %d of %s with %s; about half a minute.", number, bundle.name, compiler
+    )
     from torch._inductor import aoti_compile_and_package
     from torch._inductor.exc import InductorError
 
@@ -61,7 +72,7 @@ def compile_program(directory: Path, bundle: Bundle, cache: Path) -> Path:
         draft = Path(scratch) / "compiled.pt2"
         try:
             with torch.no_grad():
-                aoti_compile_and_package(read_program(directory), package_path=str(draft))
+                aoti_compile_and_package(read_program(directory, number), package_path=str(draft))
         except (InductorError, OSError, RuntimeError) as error:
             raise FailedPrecondition(
                 f"The program of {bundle.name} does not compile with {compiler}: {error}"
@@ -70,6 +81,13 @@ def compile_program(directory: Path, bundle: Bundle, cache: Path) -> Path:
     return target
 
 
-def _key(bundle: Bundle) -> str:
-    parts = (str(FORMAT), bundle.program_digest, torch.__version__, *machine_isa())
+def _key(bundle: Bundle, number: int) -> str:
+    operators = () if bundle.arithmetic == "reference" else (repr(sorted(SCHEMAS.items())),)
+    parts = (
+        str(FORMAT),
+        bundle.program_digests[number],
+        torch.__version__,
+        *machine_isa(),
+        *operators,
+    )
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]

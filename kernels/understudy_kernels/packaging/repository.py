@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Final
@@ -16,19 +17,21 @@ from typing import Final
 import torch
 
 from understudy.errors import InvalidArgument
+from understudy_kernels.compiling import build as library
 from understudy_kernels.packaging.bundle import Bundle
 from understudy_kernels.packaging.serving.manifest import (
-    COMPILED,
+    LIBRARY,
     MANIFEST,
     WEIGHTS,
     Manifest,
+    compiled_name,
     hash_file,
     machine_isa,
 )
 
 CONFIG: Final = "config.pbtxt"
 MODEL: Final = "model.py"
-SERVED: Final = ("__init__.py", "manifest.py", "runtime.py")
+SERVED: Final = ("__init__.py", "decoding.py", "files.py", "manifest.py", "runtime.py")
 """What the model imports, as the package `serving` beside it."""
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
 _INPUTS: Final = {
@@ -50,7 +53,9 @@ _OUTPUTS: Final = {
 }
 
 
-def publish(repository: Path, directory: Path, bundle: Bundle, compiled: Path, threads: int) -> int:
+def publish(
+    repository: Path, directory: Path, bundle: Bundle, compiled: Sequence[Path], threads: int
+) -> int:
     """Add the bundle in `directory`, compiled, as the newest version of its name; returns it.
 
     The weights are linked where the file system can, else copied. Raises InvalidArgument for a
@@ -122,13 +127,19 @@ def _tensors(
     ]
 
 
-def _fill(draft: Path, directory: Path, bundle: Bundle, compiled: Path) -> None:
+def _fill(draft: Path, directory: Path, bundle: Bundle, compiled: Sequence[Path]) -> None:
     draft.mkdir()
-    shutil.copyfile(compiled, draft / COMPILED)
+    names = [compiled_name(index) for index in range(len(compiled))]
+    for name, path in zip(names, compiled, strict=True):
+        shutil.copyfile(path, draft / name)
     try:
         os.link(directory / WEIGHTS, draft / WEIGHTS)
     except OSError:  # another file system
         shutil.copyfile(directory / WEIGHTS, draft / WEIGHTS)
+    names.append(WEIGHTS)
+    if bundle.arithmetic != "reference":
+        shutil.copyfile(library(), draft / LIBRARY)
+        names.append(LIBRARY)
     serving = resources.files("understudy_kernels.packaging.serving")
     (draft / MODEL).write_bytes(serving.joinpath(MODEL).read_bytes())
     (draft / "serving").mkdir()
@@ -139,8 +150,9 @@ def _fill(draft: Path, directory: Path, bundle: Bundle, compiled: Path) -> None:
         config_digest=bundle.config_digest,
         torch_version=str(torch.__version__),
         isa=machine_isa(),
-        files={name: hash_file(draft / name) for name in (COMPILED, WEIGHTS)},
+        files={name: hash_file(draft / name) for name in names},
         shape=dict(bundle.shape),
         weight_names=bundle.weight_names,
+        arithmetic=bundle.arithmetic,
     )
     (draft / MANIFEST).write_text(manifest.to_json(), "utf-8")

@@ -24,8 +24,8 @@ def decoder_layers(
     hidden: Tensor,
     weights: Sequence[Tensor],
     formats: Sequence[int],
-    biases: Sequence[Tensor],
-    head_norms: Sequence[Tensor],
+    biases: Sequence[Tensor] | None,
+    head_norms: Sequence[Tensor] | None,
     num_heads: int,
     ffn_size: int,
     num_shards: int,
@@ -49,6 +49,7 @@ def decoder_layers(
     dim beside int8.
     """
     check_floats(hidden, 2, "hidden")
+    biases, head_norms = biases or (), head_norms or ()
     num_layers = _num_layers(weights, formats, biases, head_norms, num_shards, ffn_size)
     require(
         storage.dim() == 6 and storage.shape[1] >= num_layers and storage.shape[2] == 2,

@@ -13,7 +13,7 @@ from understudy_kernels.package import main
 from understudy_kernels.packaging import (
     Bundle,
     check_package,
-    compile_program,
+    compile_programs,
     publish,
     read_bundle,
     remove_version,
@@ -22,6 +22,8 @@ from understudy_kernels.packaging import (
 from understudy_kernels.packaging.bundle import BUNDLE, write_tensors
 from understudy_kernels.packaging.compiling import cache_directory, find_compiler
 from understudy_kernels.packaging.repository import triton_config
+from understudy_kernels.packaging.serving.decoding import DecoderPackage
+from understudy_kernels.packaging.serving.files import map_tensors
 from understudy_kernels.packaging.serving.manifest import (
     COMPILED,
     MANIFEST,
@@ -30,7 +32,7 @@ from understudy_kernels.packaging.serving.manifest import (
     PackageError,
     machine_isa,
 )
-from understudy_kernels.packaging.serving.runtime import DecoderPackage, FfnPackage, map_tensors
+from understudy_kernels.packaging.serving.runtime import FfnPackage
 
 DIGEST = "ab" * 32
 SHAPE = {
@@ -39,7 +41,7 @@ SHAPE = {
     "num_experts_per_token": 0,
     "num_ffn_shards": 2,
 }
-DENSE = Bundle("ffn-x", "ffn", DIGEST, SHAPE, program_digest="cd" * 32)
+DENSE = Bundle("ffn-x", "ffn", DIGEST, SHAPE, program_digests=("cd" * 32,))
 
 
 @pytest.fixture
@@ -47,7 +49,7 @@ def bundle_dir(tmp_path: Path) -> Path:
     """A bundle's folder with weights, and a compiled program that is rubbish."""
     directory = tmp_path / "bundle"
     directory.mkdir()
-    write_tensors(directory / WEIGHTS, {"0.0.0.gate": torch.arange(6.0).view(2, 3)})
+    write_tensors(directory / WEIGHTS, {"0.0.0.0.gate": torch.arange(6.0).view(2, 3)})
     (directory / COMPILED).write_bytes(b"no program at all")
     return directory
 
@@ -55,7 +57,7 @@ def bundle_dir(tmp_path: Path) -> Path:
 @pytest.fixture
 def repository(tmp_path: Path, bundle_dir: Path) -> Path:
     repository = tmp_path / "repository"
-    publish(repository, bundle_dir, DENSE, bundle_dir / COMPILED, threads=1)
+    publish(repository, bundle_dir, DENSE, [bundle_dir / COMPILED], threads=1)
     return repository
 
 
@@ -78,6 +80,8 @@ def test_a_package_that_matches_is_accepted(package: Path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"arithmetic": "approximate"}, "no manifest of a package"),
+        ({"arithmetic": "exact"}, r"KeyError\('kernels.so'\)"),
         ({"config_digest": "ef" * 32}, r"config digest efefefefefef; abababababab is wanted"),
         ({"torch_version": "1.0"}, "torch version 1.0"),
         ({"isa": ["x86_64", "avx9"]}, "ISA with avx9"),
@@ -131,7 +135,7 @@ def test_a_package_of_another_kind_is_refused(package: Path):
 
 
 def test_each_version_appears_whole_and_counts_up(repository: Path, bundle_dir: Path):
-    assert publish(repository, bundle_dir, DENSE, bundle_dir / COMPILED, threads=1) == 2
+    assert publish(repository, bundle_dir, DENSE, [bundle_dir / COMPILED], threads=1) == 2
     assert versions(repository, "ffn-x") == [1, 2]
     assert not [entry for entry in repository.iterdir() if entry.name.startswith(".")]
     remove_version(repository, "ffn-x", 1)
@@ -142,7 +146,7 @@ def test_each_version_appears_whole_and_counts_up(repository: Path, bundle_dir: 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "A", "x" * 129])
 def test_a_name_that_is_no_folders_is_refused(tmp_path: Path, bundle_dir: Path, name: str):
     with pytest.raises(InvalidArgument, match="cannot name a model"):
-        publish(tmp_path, bundle_dir, replace(DENSE, name=name), bundle_dir / COMPILED, 1)
+        publish(tmp_path, bundle_dir, replace(DENSE, name=name), [bundle_dir / COMPILED], 1)
 
 
 def test_the_servers_config_names_inputs_digest_and_threads():
@@ -193,17 +197,17 @@ def test_without_a_compiler_the_sentence_names_the_remedy(tmp_path: Path, monkey
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(FailedPrecondition, match=r"g\+\+"):
-        compile_program(tmp_path, DENSE, tmp_path / "cache")
+        compile_programs(tmp_path, DENSE, tmp_path / "cache")
 
 
 def test_a_program_that_was_compiled_before_is_taken_from_the_cache(tmp_path: Path, monkeypatch):
     cache = cache_directory({"XDG_CACHE_HOME": str(tmp_path)})
     assert cache == tmp_path / "understudy" / "packages"
-    monkeypatch.setattr("understudy_kernels.packaging.compiling._key", lambda _: "known")
+    monkeypatch.setattr("understudy_kernels.packaging.compiling._key", lambda *_: "known")
     monkeypatch.setenv("PATH", "")
     cache.mkdir(parents=True)
     (cache / "known.pt2").write_bytes(b"compiled")
-    assert compile_program(tmp_path, DENSE, cache) == cache / "known.pt2"
+    assert compile_programs(tmp_path, DENSE, cache) == [cache / "known.pt2"]
 
 
 def test_the_command_checks_lists_and_removes(

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Mapping
+from functools import partial
 
 from understudy.errors import FailedPrecondition
 from understudy.local.triton.installation import require_triton
@@ -20,7 +21,8 @@ async def main(environ: Mapping[str, str], _serving: ServingSettings) -> None:
     installation = require_triton(os.environ)
     remove_leftovers()
     repository = settings.directory.resolve() / "repository"
-    name = await asyncio.to_thread(ensure_ffn_package, settings.model, repository)
+    make = partial(ensure_ffn_package, settings.model, repository, settings.compute)
+    name = await asyncio.to_thread(make)
     server = TritonServer(
         installation,
         repository,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from understudy.errors import FailedPrecondition
+from understudy.model.decoder import Compute
 from understudy.model.locate import locate_model
 from understudy_kernels.packaging import check_package, versions
 
@@ -19,20 +20,23 @@ _SHOWN_CHARS: Final = 2000
 log = logging.getLogger(__name__)
 
 
-def ensure_ffn_package(model: str, repository: Path) -> str:
+def ensure_ffn_package(model: str, repository: Path, compute: Compute) -> str:
     """Return the name of the model's feed-forward package, made where there is none that fits.
+
+    It computes as workers do whose setting is `compute`.
 
     Raises FailedPrecondition with what the export or the compiler said.
     """
     repository.mkdir(parents=True, exist_ok=True)
     weights = locate_model(model)
-    source = {"path": str(weights), "files": _state(weights)}
+    source = {"path": str(weights), "files": _state(weights), "compute": compute}
     name = _made_before(repository, source)
     if name is not None:
         return name
     log.info("Packaging the feed-forwards of %s; about a minute, once.", weights.name)
     with tempfile.TemporaryDirectory(dir=repository, prefix=".") as scratch:
-        export = ("services.experts.export", "ffn", "--model", str(weights), "--bundle", scratch)
+        source_and_target = ("--model", str(weights), "--bundle", scratch)
+        export = ("services.experts.export", "ffn", *source_and_target, "--compute", compute)
         name = _run(export).strip()
         _run(("understudy_kernels.package", "build", scratch, "--repository", str(repository)))
     (repository / MADE).write_text(json.dumps({"source": source, "name": name}), "utf-8")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Literal, Self
 
 from understudy.serving import read_settings
 
@@ -16,6 +16,8 @@ class TritonSettings:
 
     model: str
     """Weights whose feed-forwards are served, as for the expert worker."""
+    compute: Literal["exact", "fast", "reference"] = "exact"
+    """Arithmetic of the package, that of the expert workers."""
     directory: Path = Path(".understudy/triton")
     """Where the model repository and the server's log live."""
     grpc_port: int = 0

@@ -12,11 +12,16 @@ from typing import Final
 
 import torch
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 MANIFEST: Final = "package.json"
-COMPILED: Final = "compiled.pt2"
+COMPILED: Final = "compiled-0.pt2"
+"""The first program; feed-forwards of other formats or sizes have programs of their own."""
 WEIGHTS: Final = "weights.safetensors"
+LIBRARY: Final = "kernels.so"
+FILL: Final = "__fill_"
+"""How names of tensors begin that are nothing but space between two others."""
 KINDS: Final = ("ffn", "decoder")
+ARITHMETICS: Final = ("reference", "exact", "fast")
 MAX_MANIFEST_BYTES: Final = 1 << 20
 _READ_BYTES: Final = 1 << 20
 _INSTRUCTIONS: Final = (
@@ -50,7 +55,20 @@ class Manifest:
     """Dimensions of the model that the runtime needs."""
     weight_names: tuple[str, ...] = ()
     """Weights in the order in which the program takes them; empty where they change per call."""
+    arithmetic: str = "reference"
+    """`reference`: compiled from float32; else the kernels compute, from the package's library."""
     format: int = FORMAT
+
+    @property
+    def programs(self) -> list[str]:
+        """The files of the compiled programs, in their order."""
+        names = (compiled_name(index) for index in range(len(self.files)))
+        return [name for name in names if name in self.files]
+
+    @property
+    def needs_library(self) -> bool:
+        """Whether the program calls the kernels."""
+        return self.arithmetic != "reference"
 
     def to_json(self) -> str:
         """Return the manifest as text."""
@@ -76,6 +94,11 @@ class Manifest:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise PackageError(f"{path} is no manifest of a package: {error!r}.") from error
         return manifest
+
+
+def compiled_name(index: int) -> str:
+    """Return the file of a package's program."""
+    return f"compiled-{index}.pt2"
 
 
 def machine_isa() -> tuple[str, ...]:
@@ -145,5 +168,8 @@ def _check_types(manifest: Manifest) -> None:
         raise TypeError("a text is none")
     if not all(isinstance(size, int) for size in manifest.shape.values()):
         raise TypeError("a dimension is no whole number")
-    if not {COMPILED, WEIGHTS} <= manifest.files.keys():
-        raise KeyError(COMPILED)
+    if manifest.arithmetic not in ARITHMETICS:
+        raise ValueError(manifest.arithmetic)
+    needed = {COMPILED, WEIGHTS} | ({LIBRARY} if manifest.needs_library else set())
+    if not needed <= manifest.files.keys():
+        raise KeyError(*(needed - manifest.files.keys()))

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 import triton_python_backend_utils as pb
+from serving.decoding import DecoderPackage
 from serving.manifest import Manifest, PackageError
-from serving.runtime import DecoderPackage, FfnPackage
+from serving.runtime import FfnPackage
 from torch import Tensor
 
 

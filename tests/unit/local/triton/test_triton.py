@@ -51,7 +51,9 @@ def test_settings_are_read_from_the_environment(tmp_path: Path) -> None:
         "UNDERSTUDY_TRITON_DIRECTORY": str(tmp_path),
         "UNDERSTUDY_TRITON_GRPC_PORT": "8001",
     }
-    assert TritonSettings.from_env(environ) == TritonSettings("smollm2", tmp_path, 8001)
+    assert TritonSettings.from_env(environ) == TritonSettings(
+        "smollm2", directory=tmp_path, grpc_port=8001
+    )
 
 
 @pytest.fixture
@@ -73,20 +75,20 @@ def test_weights_are_packaged_once_and_again_when_they_change(
 ) -> None:
     weights, repository = tmp_path / "m.gguf", tmp_path / "repository"
     weights.write_bytes(b"1")
-    assert ensure_ffn_package(str(weights), repository) == "ffn-made"
+    assert ensure_ffn_package(str(weights), repository, "exact") == "ffn-made"
     assert commands == ["services.experts.export", "understudy_kernels.package"]
     (repository / "ffn-made" / "1").mkdir(parents=True)
-    assert ensure_ffn_package(str(weights), repository) == "ffn-made"
+    assert ensure_ffn_package(str(weights), repository, "exact") == "ffn-made"
     assert len(commands) == 2
     weights.write_bytes(b"22")
-    ensure_ffn_package(str(weights), repository)
+    ensure_ffn_package(str(weights), repository, "exact")
     assert len(commands) == 4
 
 
 def test_what_the_export_says_is_passed_on(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(b"no weights")
     with pytest.raises(FailedPrecondition, match=r"services\.experts\.export .* ended with 1"):
-        ensure_ffn_package(str(tmp_path / "m.gguf"), tmp_path / "repository")
+        ensure_ffn_package(str(tmp_path / "m.gguf"), tmp_path / "repository", "exact")
 
 
 def test_the_share_of_triton_is_added_up_over_the_workers() -> None:
