@@ -33,8 +33,6 @@ from understudy.model.paged import PagedKv, PagedSequence
 from understudy.model.weights import LoadedModel, load_model
 from understudy_kernels import load
 from understudy_kernels.package import build
-from understudy_kernels.packaging.serving.decoding import DecoderPackage
-from understudy_kernels.packaging.serving.runtime import FfnPackage
 
 LAYER: Final = (0,)
 SLM: Final = ROOT / "models" / "slm-snips"
@@ -45,8 +43,13 @@ STEPS: Final = 24
 MAX_OVERHEAD: Final = 0.1
 TIMEOUT_S: Final = 60.0
 BLOCK: Final = 16
-BEFORE: Final = ("kernels", "torch", "compiled")
-"""Where a sum is computed without Triton: the worker's default, its reference, the package here."""
+CALLS: Final = ("kernels", "torch", "triton", "triton shm", "triton float32")
+"""Who computes a feed-forward: the worker's default, its reference, the package that calls the
+same kernels, over the wire and in shared memory, and the package of float32 in shared memory."""
+WHOLE: Final = ("kernels", "torch", "triton", "triton float32")
+BEFORE: Final = ("kernels", "torch")
+FLOAT32: Final = "-float32"
+"""What the names of packages of float32 end with here: by themselves both kinds have one name."""
 
 Call = Callable[[], object]
 
@@ -87,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     num_rounds = 5 if given.quick else 25
     where = machine(load().isa)
     llm, slm = Model.load(locate_model("smollm2")), Model.load(SLM)
-    with served(llm.plain, slm.plain) as server, torch.inference_mode():
+    with served(llm, slm) as server, torch.inference_mode():
         limits = bounds(num_rounds)
         print(header(where, limits) + "\n")
         calls = feed_forward(server, llm, num_rounds)
@@ -99,13 +102,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def feed_forward(server: TritonServer, model: Model, num_rounds: int) -> list[Row]:
-    """Measure one layer's feed-forward by token rows: in process three ways, and in Triton."""
+    """Measure one layer's feed-forward by token rows: in process two ways, and in Triton."""
     packed, plain = (Holdings.take(each, LAYER) for each in (model.packed, model.plain))
-    package = FfnPackage(server.repository / plain.package_name / "1", plain.values_digest)
-    wire, shared = (
-        TritonShards(server.grpc_address, plain.package_name, plain, is_local=local)
-        for local in (False, True)
-    )
+    address, name = server.grpc_address, packed.package_name
+    wire, shared = (TritonShards(address, name, packed, is_local=local) for local in (False, True))
+    float32 = TritonShards(address, name + FLOAT32, plain, is_local=True)
     rows = []
     for num_tokens in TOKENS:
         head, request = _asked(plain, num_tokens)
@@ -115,19 +116,23 @@ def feed_forward(server: TritonServer, model: Model, num_rounds: int) -> list[Ro
             "triton": _there(wire, head, request),
             "torch": _here(plain, head, request),
             "triton shm": _there(shared, head, request),
-            "compiled": _compiled(package, head, request),
+            "triton float32": _there(float32, head, request),
         }
+        here, there = sides["kernels"](), sides["triton"]()
+        assert torch.equal(torch.as_tensor(here), torch.as_tensor(there)), "other sums"
         rows.append(Row(num_tokens, interleaved(sides, num_rounds)))
-    wire.close()
-    shared.close()
+    for client in (wire, shared, float32):
+        client.close()
     return rows
 
 
 def small_model(server: TritonServer, model: Model, num_rounds: int) -> list[Row]:
-    """Measure greedy decoding of the whole SLM by batch: in process three ways, and in Triton."""
-    name = decoder_name(model.plain)
-    package = DecoderPackage(server.repository / name / "1")
-    client = TritonModel(server.grpc_address, name)
+    """Measure greedy decoding of the whole SLM by batch: in process two ways, and in Triton."""
+    name = decoder_name(model.packed)
+    clients = {
+        "triton": TritonModel(server.grpc_address, name),
+        "triton float32": TritonModel(server.grpc_address, name + FLOAT32),
+    }
     decoders = {
         "kernels": make_decoder(model.packed.config, model.packed.stored, None, "exact"),
         "torch": make_decoder(model.plain.config, model.plain.stored, None, "reference"),
@@ -137,15 +142,15 @@ def small_model(server: TritonServer, model: Model, num_rounds: int) -> list[Row
         prompts = torch.randint(0, model.plain.config.vocab_size, (batch, PROMPT_TOKENS))
         sides: dict[str, Call] = {
             **{name: _decoding(decoder, prompts) for name, decoder in decoders.items()},
-            "compiled": _generating(package, prompts),
-            "triton": _asking(client, prompts),
+            **{name: _asking(client, prompts) for name, client in clients.items()},
         }
         answers = {side: torch.as_tensor(call()) for side, call in sides.items()}
-        assert torch.equal(answers["triton"], answers["compiled"]), "one program, other tokens"
-        share = (answers["triton"] == answers["kernels"]).float().mean()
-        print(f"{batch} sequences: {share:.0%} of Triton's tokens are those of the kernels")
+        assert torch.equal(answers["triton"], answers["kernels"]), "one arithmetic, other tokens"
+        share = (answers["triton float32"] == answers["kernels"]).float().mean()
+        print(f"{batch} sequences: {share:.0%} of the float32 package's tokens are the kernels'")
         rows.append(Row(batch, interleaved(sides, max(3, num_rounds // 3))))
-    client.close()
+    for client in clients.values():
+        client.close()
     return rows
 
 
@@ -168,18 +173,20 @@ def decode(decoder: Decoder, prompts: Tensor) -> Tensor:
 
 
 @contextmanager
-def served(llm: LoadedModel, slm: LoadedModel) -> Iterator[TritonServer]:
-    """Package a layer of one model and the whole other, serve them, and end the server."""
+def served(llm: Model, slm: Model) -> Iterator[TritonServer]:
+    """Package a layer of one model and the whole other, twice, serve them, and end the server."""
     installation = require_triton(os.environ)
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
-        bundles = (
-            export_ffn(llm, directory / "ffn", LAYER),
-            export_decoder(slm, directory / "decoder"),
-        )
-        for bundle in bundles:
-            build(directory / bundle.kind, directory / "repository")
-        names = [bundle.name for bundle in bundles]
+        names = []
+        for ending, layer, whole in (("", llm.packed, slm.packed), (FLOAT32, llm.plain, slm.plain)):
+            bundles = {
+                directory / f"ffn{ending}": export_ffn(layer, directory / f"ffn{ending}", LAYER),
+                directory / f"slm{ending}": export_decoder(whole, directory / f"slm{ending}"),
+            }
+            for path, bundle in bundles.items():
+                names.append(bundle.name + ending)
+                build(path, directory / "repository", name=names[-1])
         log = directory / "server.log"
         server = TritonServer(installation, directory / "repository", log, models=names)
         try:
@@ -201,13 +208,13 @@ def break_even(rows: Sequence[Row], side: str, before: str) -> str:
 
 def call_table(rows: Sequence[Row]) -> Iterator[str]:
     """Yield the table of calls, and where the overhead ends."""
-    sides = (*BEFORE, "triton", "triton shm")
-    yield f"| tokens a call |{''.join(f' {side} ms |' for side in sides)} added ms | added shm ms |"
-    yield "| --- " * (len(sides) + 3) + "|"
+    yield f"| tokens a call |{''.join(f' {side} ms |' for side in CALLS)} added ms | added shm ms |"
+    yield "| --- " * (len(CALLS) + 3) + "|"
     for row in rows:
-        times = [row.median_ms(side) for side in sides]
-        added = [time - times[0] for time in times[-2:]]
-        yield f"| {row.size} |" + "".join(f" {value:.2f} |" for value in (*times, *added))
+        cells = [f"{row.median_ms(side):.2f} ({row.timings[side].spread:.0%})" for side in CALLS]
+        here = row.median_ms("kernels")
+        added = [f"{row.median_ms(side) - here:.2f}" for side in ("triton", "triton shm")]
+        yield f"| {row.size} | " + " | ".join((*cells, *added)) + " |"
     yield ""
     for before in BEFORE:
         wire, shared = (break_even(rows, side, before) for side in ("triton", "triton shm"))
@@ -216,13 +223,14 @@ def call_table(rows: Sequence[Row]) -> Iterator[str]:
 
 def decoding_table(rows: Sequence[Row]) -> Iterator[str]:
     """Yield the table of the SLM hosted whole."""
-    sides = (*BEFORE, "triton")
-    yield f"| sequences |{''.join(f' {side} tokens/s |' for side in sides)} triton / kernels |"
-    yield "| --- " * (len(sides) + 2) + "|"
+    yield f"| sequences |{''.join(f' {side} tokens/s |' for side in WHOLE)} triton / kernels |"
+    yield "| --- " * (len(WHOLE) + 2) + "|"
     for row in rows:
-        speeds = [row.size * STEPS / row.timings[side].median_s for side in sides]
-        cells = "".join(f" {speed:.0f} |" for speed in speeds)
-        yield f"| {row.size} |{cells} {speeds[-1] / speeds[0]:.2f} |"
+        speeds = {side: row.size * STEPS / row.timings[side].median_s for side in WHOLE}
+        cells = "".join(
+            f" {speed:.0f} ({row.timings[side].spread:.0%}) |" for side, speed in speeds.items()
+        )
+        yield f"| {row.size} |{cells} {speeds['triton'] / speeds['kernels']:.2f} |"
 
 
 def write_json(
@@ -257,21 +265,12 @@ def _here(holdings: Holdings, head: Header, request: Request) -> Call:
     return lambda: holdings.compute(head, request)
 
 
-def _compiled(package: FfnPackage, head: Header, request: Request) -> Call:
-    return lambda: package.compute(head.layer, head.first_shard, head.num_shards, request.hidden)
-
-
 def _there(shards: TritonShards, head: Header, request: Request) -> Call:
     return lambda: shards.compute(head, request, timeout_s=TIMEOUT_S, traceparent="")
 
 
 def _decoding(decoder: Decoder, prompts: Tensor) -> Call:
     return lambda: decode(decoder, prompts)
-
-
-def _generating(package: DecoderPackage, prompts: Tensor) -> Call:
-    lengths = torch.full((prompts.shape[0],), PROMPT_TOKENS)
-    return lambda: package.generate(prompts, lengths, STEPS)
 
 
 def _asking(client: TritonModel, prompts: Tensor) -> Call:

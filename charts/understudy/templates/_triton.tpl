@@ -8,7 +8,7 @@
 {{/* Folder of a pool's packages: decided by all that decides what is packaged. Takes root and pool. */}}
 {{- define "understudy.packages" -}}
 {{- $settings := .pool.experts.settings -}}
-{{- $made := list (include "understudy.path" (dict "root" .root "path" .pool.model)) $settings.weightsDtype $settings.layers $settings.expertIds .pool.experts.triton.threads (include "understudy.serviceImage" (dict "root" .root "service" "experts")) -}}
+{{- $made := list (include "understudy.path" (dict "root" .root "path" .pool.model)) $settings.weightsDtype $settings.compute $settings.layers $settings.expertIds .pool.experts.triton.threads (include "understudy.serviceImage" (dict "root" .root "service" "experts")) -}}
 {{- printf "%s-%s" .pool.name (toJson $made | sha256sum | trunc 16) -}}
 {{- end -}}
 
