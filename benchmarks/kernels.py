@@ -1,6 +1,7 @@
 """Kernels against torch: `python -m benchmarks.kernels [--quick] [--json FILE] [--threads N]`.
 
-Shapes are those of SmolLM2-135M. Weights of single-row calls lie behind one another in more memory
+Shapes are those of SmolLM2-135M, those of experts and latents of a mixture of its size and of
+DeepSeek-V2-Lite. Weights of single-row calls lie behind one another in more memory
 than the caches hold, as a model's do; peers get the same treatment.
 """
 
@@ -28,6 +29,7 @@ from benchmarks.kernel_inputs import (
     shapes,
     step,
 )
+from benchmarks.kernel_mixtures import mixtures
 from benchmarks.measure import (
     Bounds,
     Figure,
@@ -42,14 +44,12 @@ from benchmarks.measure import (
 from understudy_kernels import (
     CacheView,
     Format,
-    PackedFfn,
     PackedLinear,
     Rows,
     load,
     ops,
 )
 from understudy_kernels.formats import packed_bytes
-from understudy_kernels.packing import stack_experts
 
 COLD_BYTES: Final = 96 << 20
 
@@ -148,7 +148,7 @@ def formats(limits: Bounds, num_rounds: int) -> list[Figure]:
 def parts(num_rounds: int) -> list[Figure]:
     """Measure experts, attention and sampling against the same in torch operators."""
     return [
-        _experts(num_rounds),
+        *mixtures(num_rounds),
         *(_attention(num_rounds, dtype) for dtype in (torch.float32, torch.bfloat16)),
         *_sampling(num_rounds),
     ]
@@ -198,40 +198,6 @@ def _products(inputs: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
 def _over(weights: Sequence[object], call: Callable[..., object]) -> Callable[[], object]:
     turn = itertools.cycle(weights)
     return lambda: call(next(turn))
-
-
-def _experts(num_rounds: int) -> Figure:
-    held = [
-        PackedFfn(
-            *(
-                random_weight(Format.BF16, out, inner)
-                for out, inner in ((768, 512), (768, 512), (512, 768))
-            )
-        )
-        for _ in range(16)
-    ]
-    experts = stack_experts(held)
-    hidden = torch.randn(32, 512)
-    gates, ids = torch.rand(32, 16).topk(2, dim=-1)
-    plain = [(torch.randn(768, 512), torch.randn(768, 512), torch.randn(512, 768)) for _ in held]
-
-    def peer() -> Tensor:
-        total = torch.zeros_like(hidden)
-        for expert, (gate, up, down) in enumerate(plain):
-            rows, choice = torch.where(ids == expert)
-            inner = functional.silu(functional.linear(hidden[rows], gate)) * functional.linear(
-                hidden[rows], up
-            )
-            total.index_add_(
-                0, rows, functional.linear(inner, down) * gates[rows, choice].unsqueeze(-1)
-            )
-        return total
-
-    contestants = {
-        "ours": lambda: ops.swiglu_experts(hidden, ids, gates, experts),
-        "torch float32 loop": peer,
-    }
-    return figure("experts bf16, 32 tokens x 2 of 16", interleaved(contestants, num_rounds), "ours")
 
 
 def _attention(num_rounds: int, dtype: torch.dtype) -> Figure:

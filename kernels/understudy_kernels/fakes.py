@@ -55,6 +55,16 @@ def _attended(query: Tensor, keys: Tensor, values: Tensor, *_: object) -> Tensor
     return query.new_empty((query.shape[0], query.shape[1], values.shape[3]))
 
 
+def _rotated(query: Tensor, *others: object) -> Tensor:
+    num_heads = others[8]
+    assert isinstance(num_heads, int)
+    return query.new_empty((query.shape[0], num_heads, query.shape[1] // num_heads))
+
+
+def _lifted(query: Tensor, up: Tensor, format: int, value_dim: int, *_: object) -> Tensor:  # noqa: A002, ARG001
+    return query.new_empty((query.shape[0], query.shape[1], value_dim))
+
+
 def _sampled(logits: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     num_rows = logits.shape[0]
     tokens = logits.new_empty((num_rows,), dtype=torch.int64)
@@ -73,6 +83,8 @@ FAKES: Final[Mapping[str, Callable[..., object]]] = MappingProxyType(
         "swiglu_experts": _like_hidden,
         "rotate_and_cache": _query,
         "paged_attention": _attended,
+        "rotate_and_cache_latent": _rotated,
+        "latent_attention": _lifted,
         "sample_tokens": _sampled,
         "decoder_layers": _like_hidden,
     }

@@ -97,6 +97,28 @@ class CacheView:
 
 
 @dataclass(frozen=True, slots=True)
+class PackedHeads:
+    """How keys and values of all heads come out of a latent, without their rotated part.
+
+    `up` has of each head the rows of its keys, then those of its values, both filled up with rows
+    of zeros to a multiple of 16; its inputs are the latent's.
+    """
+
+    up: PackedLinear
+    value_dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class LatentView:
+    """Latents and rotated keys of one layer, (blocks, block_size, 1, dim); else as `CacheView`."""
+
+    rope_keys: Tensor
+    latents: Tensor
+    rope_scales: Tensor | None = None
+    latent_scales: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Rows:
     """Which tokens each row of a step sees, all int32."""
 

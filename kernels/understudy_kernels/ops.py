@@ -12,8 +12,10 @@ from understudy.errors import Internal
 from understudy_kernels.formats import (
     CacheView,
     DecoderLayers,
+    LatentView,
     PackedExperts,
     PackedFfn,
+    PackedHeads,
     PackedLinear,
     Rows,
 )
@@ -127,7 +129,8 @@ def swiglu_experts(
 ) -> Tensor:
     """Return the gated sum over the experts held, in ascending id: (T, D).
 
-    `ids` (T, K) int64, `gates` (T, K) float32; ids outside the stack add nothing.
+    `ids` (T, K) int64, `gates` (T, K) float32; ids outside the stack and choices of weight 0 add
+    nothing.
     """
     stacks = (experts.gate, experts.up, experts.down, list(experts.formats), experts.ffn_size)
     with _REFUSALS:
@@ -170,16 +173,52 @@ def paged_attention(query: Tensor, cache: CacheView, rows: Rows, scale: float) -
     return result
 
 
-def latent_attention(
-    query: Tensor, latents: Tensor, value_dim: int, rows: Rows, scale: float
+def rotate_and_cache_latent(
+    query: Tensor,
+    compressed: Tensor,
+    angles: tuple[Tensor, Tensor],
+    cache: LatentView,
+    slots: Tensor,
+    num_heads: int,
+    norm: Tensor,
+    *,
+    eps: float,
+    query_scale: float = 1.0,
+    latent_scale: float = 1.0,
+    interleaved: bool = True,
 ) -> Tensor:
-    """Return multi-head latent attention in latent space: (T, H, value_dim).
+    """Store latent and rotated key of `compressed` at `slots` (T,); return queries (T, H, dim).
 
-    `latents` is (blocks, block_size, dim): the compressed values, then the rotated key part;
-    `query` (T, H, dim) has the key projection absorbed.
+    `query` (T, H dim) and `compressed` (T, rank + rope dim) end in what is rotated; `angles` are
+    cosine and sine (T, rope dim / 2); the latent is normed.
     """
-    keys = latents.unsqueeze(2)
-    return paged_attention(query, CacheView(keys, keys[..., :value_dim]), rows, scale)
+    parts = (cache.rope_keys, cache.latents, cache.rope_scales, cache.latent_scales)
+    scales = (eps, query_scale, latent_scale)
+    with _REFUSALS:
+        result: Tensor = torch.ops.understudy.rotate_and_cache_latent.default(
+            query, compressed, *angles, *parts, slots, num_heads, norm, *scales, interleaved
+        )
+    return result
+
+
+def latent_attention(
+    query: Tensor, heads: PackedHeads, cache: LatentView, rows: Rows, scale: float
+) -> Tensor:
+    """Return what each row of `query` (T, H, nope + rope dim) sees: (T, H, value dim)."""
+    up, parts = heads.up, (cache.rope_keys, cache.latents, cache.rope_scales, cache.latent_scales)
+    with _REFUSALS:
+        result: Tensor = torch.ops.understudy.latent_attention.default(
+            query,
+            up.data,
+            up.format,
+            heads.value_dim,
+            *parts,
+            rows.tables,
+            rows.sequences,
+            rows.lengths,
+            scale,
+        )
+    return result
 
 
 def sample_tokens(

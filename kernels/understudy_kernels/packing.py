@@ -17,9 +17,11 @@ from understudy_kernels.formats import (
     Format,
     PackedExperts,
     PackedFfn,
+    PackedHeads,
     PackedLinear,
     num_groups,
 )
+from understudy_kernels.reference.unpack import unpack
 
 FLOAT_FORMATS: Final = {
     torch.float32: Format.F32,
@@ -97,7 +99,10 @@ def quantise_int4(weight: Tensor, group_size: int = BLOCK, name: str = "weight")
 
 
 def stack_experts(experts: Sequence[PackedFfn]) -> PackedExperts:
-    """Return experts of one shape and format as one stack."""
+    """Return experts of one shape and format as one stack.
+
+    Where their matrices lie behind one another in memory, in this order, nothing is copied.
+    """
     first = experts[0]
     for each in experts:
         shape = (each.formats, each.gate.num_out, each.gate.num_in)
@@ -105,12 +110,36 @@ def stack_experts(experts: Sequence[PackedFfn]) -> PackedExperts:
             raise FailedPrecondition("Experts of one layer must have one shape and one format.")
     gate, up, down = first.formats
     return PackedExperts(
-        gate=torch.stack([each.gate.data for each in experts]),
-        up=torch.stack([each.up.data for each in experts]),
-        down=torch.stack([each.down.data for each in experts]),
+        gate=_stacked([each.gate.data for each in experts]),
+        up=_stacked([each.up.data for each in experts]),
+        down=_stacked([each.down.data for each in experts]),
         formats=(gate, up, down),
         ffn_size=first.gate.num_out,
     )
+
+
+def pack_heads(up: PackedLinear, num_heads: int, nope_dim: int, value_dim: int) -> PackedHeads:
+    """Return a latent's expansion (H (nope + value), rank) as the operators read it.
+
+    It is `up` itself where both dimensions are multiples of 16; else rows are taken apart and kept
+    as float32.
+    """
+    if nope_dim % LANES == 0 and value_dim % LANES == 0:
+        return PackedHeads(up, value_dim)
+    heads = unpack(up.data, up.format, up.num_out, up.num_in).view(num_heads, -1, up.num_in)
+    parts = heads.split((nope_dim, value_dim), dim=1)
+    filled = [functional.pad(part, (0, 0, 0, -part.shape[1] % LANES)) for part in parts]
+    return PackedHeads(pack_dense(torch.cat(filled, dim=1).flatten(0, 1)), value_dim)
+
+
+def _stacked(rows: Sequence[Tensor]) -> Tensor:
+    first, size = rows[0], rows[0].numel()
+    storage, start = first.untyped_storage().data_ptr(), first.storage_offset()
+    for index, row in enumerate(rows):
+        is_next = row.storage_offset() == start + index * size and row.is_contiguous()
+        if row.untyped_storage().data_ptr() != storage or not is_next:
+            return torch.stack(list(rows))
+    return first.as_strided((len(rows), size), (size, 1), start)
 
 
 def _pack_simple(blocks: Tensor, kind: Format, name: str) -> Tensor:

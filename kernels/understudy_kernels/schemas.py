@@ -28,6 +28,13 @@ SCHEMAS: Final[Mapping[str, str]] = MappingProxyType(
         "paged_attention": "(Tensor query, Tensor keys, Tensor values, Tensor? key_scales,"
         " Tensor? value_scales, Tensor tables, Tensor sequences, Tensor lengths, float scale)"
         " -> Tensor",
+        "rotate_and_cache_latent": "(Tensor query, Tensor compressed, Tensor cosine, Tensor sine,"
+        " Tensor(a!) rope_keys, Tensor(b!) latents, Tensor(c!)? rope_scales,"
+        " Tensor(d!)? latent_scales, Tensor slots, int num_heads, Tensor norm, float eps,"
+        " float query_scale, float latent_scale, bool interleaved) -> Tensor",
+        "latent_attention": "(Tensor query, Tensor up, int format, int value_dim,"
+        " Tensor rope_keys, Tensor latents, Tensor? rope_scales, Tensor? latent_scales,"
+        " Tensor tables, Tensor sequences, Tensor lengths, float scale) -> Tensor",
         "sample_tokens": "(Tensor logits, Tensor? mask, Tensor temperatures, Tensor top_ks,"
         " Tensor top_ps, Tensor uniforms) -> (Tensor, Tensor, Tensor, Tensor)",
         "decoder_layers": "(Tensor hidden, Tensor[] weights, int[] formats, Tensor[]? biases,"

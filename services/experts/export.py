@@ -26,7 +26,6 @@ from services.experts.packed_programs import packed_decoder_program, packed_swig
 from services.experts.programs import decoder_program, swiglu_program
 from services.experts.settings import parse_ids
 from understudy.errors import FailedPrecondition, UnderstudyError
-from understudy.model.compiled import has_whole
 from understudy.model.config import ModelConfig
 from understudy.model.decoder import Compute, resolve_compute
 from understudy.model.ffn import FfnWeights, dense_weights, expert_range, expert_weights
@@ -100,15 +99,10 @@ def export_decoder(model: LoadedModel, directory: Path) -> Bundle:
         # One sum per feed-forward: nobody shares this model's shards, so no order has to be kept.
         weights: Mapping[str, Tensor] = model.weights
         program = decoder_program(replace(config, num_ffn_shards=1), weights)
-    elif has_whole(config):
+    else:
         load()
         step = packed_decoder_program(config, model.stored, is_exact=model.compute == "exact")
         program, weights = step.program, step.weights
-    else:
-        raise FailedPrecondition(
-            f"{config.family} is not computed in one call of the kernels. Export it with"
-            " `--compute reference`, or package its feed-forwards (`ffn`)."
-        )
     bundle = Bundle(
         decoder_name(model),
         "decoder",

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
 from services.experts.programs import MAX_SEQUENCES, MAX_TOKENS
+from understudy.errors import FailedPrecondition
 from understudy.model.compiled import whole_layers
 from understudy.model.config import ModelConfig
 from understudy.model.ends import Ends
@@ -44,14 +45,19 @@ class PackedStep:
 
 
 def packed_decoder_program(config: ModelConfig, stored: Weights, *, is_exact: bool) -> PackedStep:
-    """Export one step of a model whose layers are one call (`has_whole`).
+    """Export one step of a model whose layers are one call of the kernels.
 
     Inputs: tokens (T,), positions (T,), slots (T,), tables (B, 1), sequences (T,), lengths (T,),
     last rows (B,), cache (B, L, 2, C, kv_heads, head_dim), which it writes to, and the weights.
-    Output: the greedy token after each last row, (B,).
+    Output: the greedy token after each last row, (B,). Raises FailedPrecondition for another model.
     """
     ends = Ends.of(config, stored, is_exact=is_exact)
-    layers = whole_layers(config, stored)
+    layers = whole_layers(config, stored, is_exact=is_exact)
+    if layers is None:
+        raise FailedPrecondition(
+            f"{config.family} is not computed in one call of the kernels. Export it with"
+            " `--compute reference`, or package its feed-forwards (`ffn`)."
+        )
     positions = torch.arange(config.max_positions)
     angles = AngleTable(Rotary(config)).rows(positions, config.max_positions - 1)
     step = _PackedStep(config, ends, layers, is_exact=is_exact)

@@ -105,7 +105,16 @@ def shuffled(wanted: Sequence[Submission], seed: int) -> Iterator[list[Submissio
 @pytest.mark.parametrize("compute", ["exact", "fast"])
 @pytest.mark.parametrize(
     ("name", "kv_dtype"),
-    [("llama", "float32"), ("llama", "int8"), ("qwen3_moe", "bfloat16"), ("qwen2_moe", "float32")],
+    [
+        ("llama", "float32"),
+        ("llama", "int8"),
+        ("qwen3_moe", "bfloat16"),
+        ("qwen2_moe", "float32"),
+        ("mixtral", "int8"),
+        ("deepseek_v3", "float32"),
+        ("deepseek_v3", "int8"),
+        ("longcat_flash", "bfloat16"),
+    ],
 )
 def test_64_mixed_requests_get_the_same_tokens_in_whatever_company(
     name: str, kv_dtype: str, compute: Compute, tmp_path: Path

@@ -102,14 +102,62 @@ static void compare_attention(const Kernels& a, const Kernels& b, int64_t num_ro
   expect("attend", dtype, results[0], results[1], 0.0f);
 }
 
+static void compare_latents(const Kernels& a, const Kernels& b, int64_t num_rows, int64_t dtype) {
+  const int64_t num_blocks = 40, block_size = 16, rank = 48, rope = 12, heads = 5, width = rank + rope;
+  const auto latents = normal(num_blocks * block_size * rank, 1.0f), keys = normal(num_blocks * block_size * rope, 1.0f);
+  std::vector<float> stored[2] = {latents, latents}, stored_keys[2] = {keys, keys};
+  const auto query = normal(num_rows * heads * width, 1.0f), compressed = normal(num_rows * width, 1.0f);
+  const auto cosine = normal(num_rows * rope / 2, 1.0f), norm = normal(rank, 1.0f);
+  std::vector<int32_t> table(num_blocks), sequences(num_rows, 0), lengths(num_rows);
+  std::vector<int64_t> slots(num_rows);
+  for (int32_t i = 0; i < num_rows; ++i) slots[i] = 3 * i, lengths[i] = 301 - static_cast<int32_t>(num_rows) + i;
+  for (int32_t i = 0; i < num_blocks; ++i) table[i] = (i * 7) % 40;
+  std::vector<float> attended[2], rotated[2];
+  for (int which = 0; which < 2; ++which) {
+    const Kernels& kernels = which ? b : a;
+    attended[which].assign(num_rows * heads * rank, 0.0f), rotated[which].assign(num_rows * heads * width, 0.0f);
+    Attention attention = {};
+    attention.cache = {stored_keys[which].data(), stored[which].data(), nullptr, nullptr, dtype, {block_size * rope, rope, rope}, {block_size * rank, rank, rank}, {}, {}, num_blocks, block_size, 1, rope, rank};
+    LatentRotation rotation = {};
+    rotation.cache = attention.cache, rotation.query = query.data(), rotation.compressed = compressed.data();
+    rotation.cosine = cosine.data(), rotation.sine = cosine.data(), rotation.slots = slots.data(), rotation.norm = norm.data();
+    rotation.rotated = rotated[which].data(), rotation.num_heads = heads, rotation.nope_dim = rank;
+    rotation.eps = 1e-5f, rotation.query_scale = 1.5f, rotation.latent_scale = 0.5f, rotation.is_interleaved = true;
+    kernels.rotate_latent(rotation, 0, num_rows);
+    attention.query = query.data(), attention.attended = attended[which].data();
+    attention.tables = table.data(), attention.sequences = sequences.data(), attention.lengths = lengths.data();
+    attention.table_stride = num_blocks, attention.num_heads = heads, attention.scale = 0.15f, attention.is_latent = true;
+    kernels.attend_latent(attention, {0, num_rows, 0, 0, heads, 0, 2, nullptr});
+  }
+  expect("rotate_latent", dtype, rotated[0], rotated[1], 0.0f);
+  expect("rotate_latent's cache", dtype, stored[0], stored[1], 0.0f);
+  expect("attend_latent", dtype, attended[0], attended[1], 0.0f);
+}
+
+static void compare_multiply_back(const Kernels& a, const Kernels& b, int64_t format, int64_t num_rows) {
+  const int64_t num_groups = 6, num_in = 512, num_out = num_groups * kLanes - 3;
+  const auto weights = packed(format, num_groups, num_in);
+  const auto x = normal(num_rows * num_out, 1.0f);
+  std::vector<float> results[2];
+  for (int which = 0; which < 2; ++which) {
+    results[which].assign(num_rows * num_in, 0.0f);
+    (which ? b : a).multiply_back({weights.data(), format, num_out, num_in}, x.data(), num_out, num_rows, results[which].data(), num_in);
+  }
+  expect("multiply_back", format, results[0], results[1], 0.0f);
+}
+
 int main() {
   const Kernels &a = *avx2_kernels(), &b = *avx512_kernels();
   for (int64_t format = 0; format < kNumFormats; ++format) {
-    for (int64_t num_rows : {1, 2, 13, 40}) compare_linear(a, b, format, num_rows);
+    for (int64_t num_rows : {1, 2, 13, 40}) {
+      compare_linear(a, b, format, num_rows);
+      compare_multiply_back(a, b, format, num_rows);
+    }
   }
   for (int64_t num_rows : {2, 16}) {
     for (int64_t dtype : {0, 2}) compare_attention(a, b, num_rows, dtype);
   }
+  for (int64_t num_rows : {1, 7}) compare_latents(a, b, num_rows, 0);
   const auto x = normal(1000, 3.0f);
   std::vector<float> results[2];
   for (int which = 0; which < 2; ++which) {

@@ -15,6 +15,19 @@ def compare(name: str, *arguments: object) -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
+def compare_latents(rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
+    # Twenty heads fill one run of heads and begin another.
+    up = weight(Format.BF16, 20 * (16 + 32), 24).packed
+    query, packed = normal((2, 20, 16 + 6), 5), (up.data, int(up.format), 32)
+    latents, keys = normal((6, 16, 1, 24), 6), normal((6, 16, 1, 6), 7)
+    compare("latent_attention", query, *packed, keys, latents, None, None, *rows, 0.2)
+    empty = (rows[0], rows[1][:0], rows[2][:0])
+    compare("latent_attention", query[:0], *packed, keys, latents, None, None, *empty, 0.2)
+    small = [(part * 40).to(torch.int8) for part in (keys, latents)]
+    scales = torch.rand((2, 6, 16, 1)) * 0.02
+    compare("latent_attention", query, *packed, *small, *scales, *rows, 0.2)
+
+
 def main() -> int:
     for kind in ALL_FORMATS:
         made = weight(kind, 70, 256).packed
@@ -40,6 +53,7 @@ def main() -> int:
     compare("normed_swiglu", normal((5, 32), 1), normal((32,), 2), 1e-5, *parts)
     stack = stack_experts([ffn(Format.Q4_1, 32, 64, 10 * index) for index in range(3)])
     gates, ids = normal((20, 6), 3).softmax(-1).topk(2, dim=-1)
+    gates[::3, 1] = 0.0
     experts = (stack.gate, stack.up, stack.down, list(stack.formats), 64, 1, True)
     compare("swiglu_experts", normal((20, 32), 1), ids, gates, *experts)
     compare("swiglu_experts", normal((0, 32), 1), ids[:0], gates[:0], *experts)
@@ -64,6 +78,7 @@ def main() -> int:
     scales = torch.rand(6, 2, 16, 2) * 0.02
     cache = (small[:, 0], small[:, 1], scales[:, 0], scales[:, 1])
     compare("paged_attention", normal((2, 6, 24), 5), *cache, *rows, 0.2)
+    compare_latents(rows)
     sys.stdout.write("equal\n")
     return 0
 

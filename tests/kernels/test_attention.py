@@ -118,22 +118,6 @@ def test_prompt_chunks_and_decodes_share_a_step() -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=2e-6)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_latent_attention_takes_its_values_from_the_keys(dtype: torch.dtype) -> None:
-    latents = normal((NUM_BLOCKS, BLOCK_SIZE, 48 + 8), 1).to(dtype)
-    query = normal((2, 32, 56), 2)
-    rows = Rows(
-        tables(2, 5, 3),
-        torch.tensor([0, 1], dtype=torch.int32),
-        torch.tensor([70, 1], dtype=torch.int32),
-    )
-    found = ops.latent_attention(query, latents, 48, rows, 0.1)
-    for row, length in enumerate((70, 1)):
-        seen = latents[rows.tables[row].long()].flatten(0, 1)[:length].float()
-        wanted = (query[row] @ seen.T * 0.1).softmax(-1) @ seen[:, :48]
-        torch.testing.assert_close(found[row], wanted, rtol=1e-4, atol=2e-6)
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("has_norms", [True, False])
 def test_rotation_and_storage_equal_their_reference(dtype: torch.dtype, *, has_norms: bool) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tests.kernels.builders import ffn, normal
 from understudy.errors import FailedPrecondition, Internal
-from understudy_kernels import Format, ops
+from understudy_kernels import Format, PackedFfn, PackedLinear, ops
 from understudy_kernels.packing import stack_experts
 from understudy_kernels.reference import ffn as reference
 
@@ -83,6 +83,49 @@ def test_a_token_gets_the_same_bits_whoever_shares_its_experts(*, exact: bool) -
         one = slice(row, row + 1)
         alone = ops.swiglu_experts(hidden[one], ids[one], gates[one], experts, exact=exact)
         assert torch.equal(alone, together[one])
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_more_rows_than_lie_open_at_once_get_the_same_bits(kind: Format, num_threads: int) -> None:
+    torch.set_num_threads(num_threads)
+    # 3,000 choices of 256 + 2 x 512 numbers are computed in turns, one expert has most of them.
+    experts = stack_experts([ffn(kind, 256, 512, 10 * index) for index in range(4)])
+    hidden, scores = normal((1500, 256), 1), normal((1500, 4), 2) + torch.tensor([3.0, 0, 0, 0])
+    gates, ids = scores.softmax(-1).topk(2, dim=-1)
+    together = ops.swiglu_experts(hidden, ids, gates, experts)
+    some = slice(700, 705)
+    alone = ops.swiglu_experts(hidden[some], ids[some], gates[some].contiguous(), experts)
+    assert torch.equal(alone, together[some])
+
+
+def test_a_choice_of_weight_zero_asks_for_nothing() -> None:
+    broken, good = ffn(Format.F32, 32, 64), ffn(Format.F32, 32, 64, 10)
+    broken.down.data.view(torch.float32).fill_(float("nan"))
+    experts, hidden = stack_experts([broken, good]), normal((3, 32), 1)
+    ids, gates = torch.tensor([[0, 1]] * 3), torch.tensor([[0.0, 1.0]] * 3)
+    found = ops.swiglu_experts(hidden, ids, gates, experts, exact=True)
+    close(found, ops.swiglu(hidden, good, exact=True), exact=True)
+
+
+def test_experts_that_lie_behind_one_another_are_not_copied() -> None:
+    made = [ffn(Format.Q4_1, 32, 64, 10 * index) for index in range(3)]
+    copied = stack_experts(made)
+    rows = [
+        PackedFfn(
+            *(
+                PackedLinear(stack[index], each.format, each.num_out, each.num_in)
+                for stack, each in zip(
+                    (copied.gate, copied.up, copied.down), (one.gate, one.up, one.down), strict=True
+                )
+            )
+        )
+        for index, one in enumerate(made)
+    ]
+    assert copied.gate.data_ptr() != made[0].gate.data.data_ptr()
+    assert stack_experts(rows).gate.data_ptr() == copied.gate.data_ptr()
+    assert torch.equal(stack_experts(rows[1:]).down, copied.down[1:])
+    assert torch.equal(stack_experts(rows[::-1]).up, copied.up.flip(0))
 
 
 def test_choices_that_do_not_fit_are_refused() -> None:

@@ -1,12 +1,13 @@
-"""The forward pass of decoders with grouped attention, through compiled operators.
+"""The forward pass of every kind of decoder, through compiled operators.
 
-A dense decoder without adapters is one call for all layers. Where an adapter, a gate or another
-worker takes part in a layer, the same operators run one by one, in the same order and to the same
-bits: a row does not notice which of the two ways its step took.
+A dense decoder without adapters is one call for all layers. Where an adapter, a gate, a latent or
+another worker takes part in a layer, the same operators run one by one, in the same order and to
+the same bits: a row does not notice which of the two ways its step took.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,61 +15,48 @@ from torch import Tensor
 
 from understudy.errors import Internal
 from understudy.model.adapter import AdapterBatch
+from understudy.model.compiled_attention import (
+    CompiledGrouped,
+    CompiledLatent,
+    CompiledStep,
+)
 from understudy.model.config import ModelConfig
 from understudy.model.ends import Ends
-from understudy.model.feed_forward import FeedForward
 from understudy.model.ffn import Experts, LocalExperts
 from understudy.model.kv_planes import Plane
-from understudy.model.linear import Linear, Weights, linear, vector
+from understudy.model.layer import Layer, make_layer
+from understudy.model.linear import Weights
 from understudy.model.packed import weight_of
 from understudy.model.paged import PagedKv, PagedSequence
-from understudy.model.rope import Angles, AngleTable, Rotary
+from understudy.model.rope import AngleTable, Rotary
 from understudy.model.sampling import Sampled, SamplingParams, uniform
-from understudy.model.shapes import layer_prefix
-from understudy_kernels import CacheView, DecoderLayers, Rows, ops
+from understudy_kernels import DecoderLayers, Rows, ops
 
 MAX_HEAD_DIM = 1024
+MAX_LATENT = 4096
 
 
 def is_compilable(config: ModelConfig) -> bool:
     """Whether the attention of this model is one that the operators know."""
-    is_grouped = config.latent is None and config.attentions_per_layer == 1
-    return is_grouped and config.head_dim % 2 == 0 and config.head_dim <= MAX_HEAD_DIM
+    has_pairs = config.rotary_dim % 2 == 0 and config.rotary_dim <= MAX_HEAD_DIM
+    return has_pairs and (config.latent is None or config.latent.kv_rank <= MAX_LATENT)
 
 
-def has_whole(config: ModelConfig) -> bool:
-    """Whether all layers of this model can be one call."""
-    return is_compilable(config) and not config.is_moe and config.query_rank is None
-
-
-def whole_layers(config: ModelConfig, weights: Weights) -> DecoderLayers:
-    """Return all layers of a model that has them whole, as the one operator takes them."""
+def whole_layers(config: ModelConfig, weights: Weights, *, is_exact: bool) -> DecoderLayers | None:
+    """Return all layers as the one operator takes them; None where it does not know their kind."""
+    if not is_compilable(config):
+        return None
     local = LocalExperts(config, weights)
-    layers = [_layer(config, weights, index, local) for index in range(config.num_layers)]
-    return _whole(config, layers, local)
+    return _whole(config, _layers(config, weights, local, is_exact=is_exact), local)
 
 
 @dataclass(frozen=True, slots=True)
-class _Step:
-    """What the rows of a step see, and where their keys and values go."""
+class _Storage:
+    """The KV of an engine as operators see it."""
 
-    angles: Angles  # (T, head_dim / 2) each
-    slots: Tensor
-    rows: Rows
-
-
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    norm: Tensor
-    query: Linear
-    key: Linear
-    value: Linear
-    output: Linear
-    bias: Tensor | None  # of query, key and value, side by side
-    head_norms: tuple[Tensor, Tensor] | None
-    query_up: tuple[Tensor, Linear] | None  # norm and second factor of factorised queries
-    ffn_norm: Tensor
-    feed_forward: FeedForward
+    kv: PagedKv
+    caches: tuple[tuple[Plane, ...], ...]
+    stacked: Plane | None  # of all layers, for the one call
 
 
 class CompiledDecoder:
@@ -88,14 +76,12 @@ class CompiledDecoder:
         local = LocalExperts(config, weights) if experts is None else None
         used: Experts | None = local if experts is None else experts
         assert used is not None
-        self._layers = [_layer(config, weights, index, used) for index in range(config.num_layers)]
-        self._whole = None
-        if local is not None and has_whole(config):
-            self._whole = _whole(config, self._layers, local)
+        self._layers = _layers(config, weights, used, is_exact=is_exact)
+        self._whole = None if local is None else _whole(config, self._layers, local)
         self._angles = AngleTable(Rotary(config))
         self._scale = config.head_dim**-0.5
         self._ends = Ends.of(config, weights, is_exact=is_exact)
-        self._stacked: tuple[PagedKv, Plane] | None = None
+        self._storage: _Storage | None = None
 
     def advance(
         self,
@@ -105,23 +91,24 @@ class CompiledDecoder:
         adapter: AdapterBatch | None = None,
     ) -> Tensor:
         """Return the final-normed hidden states (T, D) of the new `tokens` (T,) of `sequences`."""
-        step, plane = self._step(kv, sequences), self._plane(kv)
+        storage = self._opened(kv)
+        step = self._step(storage, sequences)
         hidden = self._ends.embed(tokens)
-        if self._whole is not None and adapter is None:
+        if self._whole is not None and storage.stacked is not None and adapter is None:
             hidden = ops.decoder_layers(
                 hidden,
                 self._whole,
                 step.angles,
-                plane.values,
+                storage.stacked.values,
                 step.slots,
                 step.rows,
                 self._scale,
-                scales=plane.scales,
+                scales=storage.stacked.scales,
                 exact=self._is_exact,
             )
         else:
-            for index, layer in enumerate(self._layers):
-                hidden = self._advance_layer(index, layer, hidden, step, plane, adapter)
+            for layer in self._layers:
+                hidden = layer(hidden, step, adapter)
         return self._ends.normalise(hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -153,70 +140,14 @@ class CompiledDecoder:
         )
         return Sampled(tokens, logprobs, margins, losses)
 
-    def _advance_layer(
-        self,
-        index: int,
-        layer: _Layer,
-        hidden: Tensor,
-        step: _Step,
-        plane: Plane,
-        adapter: AdapterBatch | None,
-    ) -> Tensor:
-        cache = _view(plane, index)
-        of_query, of_key = (None, None) if layer.head_norms is None else layer.head_norms
-        query = ops.rotate_and_cache(
-            self._project(index, layer, hidden, adapter),
-            step.angles,
-            cache,
-            step.slots,
-            self.config.num_heads,
-            query_norm=of_query,
-            key_norm=of_key,
-            eps=self.config.rms_norm_eps,
-        )
-        attended = ops.paged_attention(query, cache, step.rows, self._scale).flatten(1)
-        output = layer.output(attended)
-        if adapter is not None:
-            output = adapter.apply(index, "o_proj", attended, output)
-        eps = self.config.rms_norm_eps
-        normed, hidden = ops.add_rms_norm(output, hidden, layer.ffn_norm, eps)
-        return hidden + layer.feed_forward.submit(normed).wait()
+    def _opened(self, kv: PagedKv) -> _Storage:
+        if self._storage is None or self._storage.kv is not kv:
+            caches = tuple(kv.planes(index) for index in range(self.config.num_attentions))
+            self._storage = _Storage(kv, caches, kv.stacked() if self._whole is not None else None)
+        return self._storage
 
-    def _project(
-        self, index: int, layer: _Layer, hidden: Tensor, adapter: AdapterBatch | None
-    ) -> Tensor:
-        """Return query, key and value rows side by side."""
-        projections = (("q_proj", layer.query), ("k_proj", layer.key), ("v_proj", layer.value))
-        if adapter is not None or layer.query_up is not None:
-            normed = self._normalised(hidden, layer.norm)
-            rows = [projection(normed) for _, projection in projections]
-            if adapter is not None:
-                named = zip(projections, rows, strict=True)
-                rows = [adapter.apply(index, name, normed, row) for (name, _), row in named]
-            if layer.query_up is not None:
-                norm, up = layer.query_up
-                rows[0] = up(self._normalised(rows[0], norm))
-            return torch.cat(rows, dim=1)
-        return ops.normed_linears(
-            hidden,
-            layer.norm,
-            self.config.rms_norm_eps,
-            [weight_of(projection.matrix) for _, projection in projections],
-            bias=layer.bias,
-            exact=self._is_exact,
-        )
-
-    def _normalised(self, hidden: Tensor, weight: Tensor) -> Tensor:
-        zeros = torch.zeros_like(hidden)
-        return ops.add_rms_norm(hidden, zeros, weight, self.config.rms_norm_eps)[0]
-
-    def _plane(self, kv: PagedKv) -> Plane:
-        if self._stacked is None or self._stacked[0] is not kv:
-            self._stacked = kv, kv.stacked()
-        return self._stacked[1]
-
-    def _step(self, kv: PagedKv, sequences: Sequence[PagedSequence]) -> _Step:
-        size, ends = kv.block_size, [sequence.end for sequence in sequences]
+    def _step(self, storage: _Storage, sequences: Sequence[PagedSequence]) -> CompiledStep:
+        size, ends = storage.kv.block_size, [sequence.end for sequence in sequences]
         tables = np.zeros((len(sequences), -(-max(ends) // size)), np.int32)
         for table, sequence, end in zip(tables, sequences, ends, strict=True):
             num_used = -(-end // size)
@@ -236,62 +167,43 @@ class CompiledDecoder:
             torch.from_numpy(owners),
             torch.from_numpy((positions + 1).astype(np.int32)),
         )
-        return _Step(angles, torch.from_numpy(slots), rows)
+        return CompiledStep(angles, torch.from_numpy(slots), rows, storage.caches)
 
 
-def _view(plane: Plane, layer: int) -> CacheView:
-    keys, values = plane.values[:, layer].unbind(1)
-    if plane.scales is None:
-        return CacheView(keys, values)
-    of_keys, of_values = plane.scales[:, layer].unbind(1)
-    return CacheView(keys, values, of_keys, of_values)
+def _layers(
+    config: ModelConfig, weights: Weights, experts: Experts, *, is_exact: bool
+) -> list[Layer[CompiledStep]]:
+    variant = CompiledGrouped if config.latent is None else CompiledLatent
+    make_sublayer = partial(variant, config, weights, is_exact=is_exact)
+    return [
+        make_layer(config, weights, layer, experts, make_sublayer)
+        for layer in range(config.num_layers)
+    ]
 
 
-def _layer(config: ModelConfig, weights: Weights, index: int, experts: Experts) -> _Layer:
-    prefix, _ = layer_prefix(config, index)
-    query, key, value = (linear(weights, f"{prefix}.self_attn.{name}_proj") for name in "qkv")
-    biases = [each.bias for each in (query, key, value) if each.bias is not None]
-    norms = None
-    if config.has_qk_norm:
-        of_query, of_key = (
-            vector(weights, f"{prefix}.self_attn.{name}_norm.weight") for name in "qk"
-        )
-        norms = of_query, of_key
-    query_up = None
-    if config.query_rank is not None:
-        inner = vector(weights, f"{prefix}.self_attn.inter_norm.weight")
-        query_up = inner, linear(weights, f"{prefix}.self_attn.wq")
-    return _Layer(
-        norm=vector(weights, f"{prefix}.input_layernorm.weight"),
-        query=query,
-        key=key,
-        value=value,
-        output=linear(weights, f"{prefix}.self_attn.o_proj"),
-        bias=torch.cat(biases) if biases else None,
-        head_norms=norms,
-        query_up=query_up,
-        ffn_norm=vector(weights, f"{prefix}.post_attention_layernorm.weight"),
-        feed_forward=FeedForward(config, weights, index, experts),
-    )
-
-
-def _whole(config: ModelConfig, layers: Sequence[_Layer], local: LocalExperts) -> DecoderLayers:
-    """Return all layers as the one operator takes them."""
+def _whole(
+    config: ModelConfig, layers: Sequence[Layer[CompiledStep]], local: LocalExperts
+) -> DecoderLayers | None:
+    sublayers = [sublayer for layer in layers for sublayer in layer.sublayers]
+    grouped = [each for each in sublayers if isinstance(each, CompiledGrouped)]
+    if config.is_moe or config.query_rank is not None or len(grouped) != config.num_layers:
+        return None
     weights: list[Tensor] = []
     formats: list[int] = []
-    for index, layer in enumerate(layers):
+    for index, sublayer in enumerate(grouped):
         shards = [local.shards.dense(index, shard) for shard in range(config.num_ffn_shards)]
-        projections = (layer.query, layer.key, layer.value, layer.output)
+        four = sublayer.projections
+        projections = (four.query, four.key, four.value, four.output)
         attention = [weight_of(projection.matrix) for projection in projections]
         ffn = [weight_of(m) for shard in shards for m in (shard.gate, shard.up, shard.down)]
-        weights += [layer.norm, *(weight.data for weight in attention), layer.ffn_norm]
+        weights += [sublayer.norm, *(weight.data for weight in attention), sublayer.ffn_norm]
         weights += [weight.data for weight in ffn]
         formats += [int(weight.format) for weight in (*attention, *ffn)]
     return DecoderLayers(
         weights=weights,
         formats=formats,
-        biases=[layer.bias for layer in layers if layer.bias is not None],
-        head_norms=[norm for layer in layers for norm in layer.head_norms or ()],
+        biases=[each.bias for each in grouped if each.bias is not None],
+        head_norms=[norm for each in grouped for norm in each.projections.head_norms or ()],
         num_heads=config.num_heads,
         ffn_size=config.ffn_size // config.num_ffn_shards,
         eps=config.rms_norm_eps,

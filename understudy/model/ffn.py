@@ -16,7 +16,7 @@ from torch import Tensor
 
 from understudy.errors import NotFound
 from understudy.model.config import ModelConfig
-from understudy.model.linear import Matrix, Weights, matrix
+from understudy.model.linear import Matrix, Plain, Weights, matrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,25 @@ def ffn_shard(weights: FfnWeights, hidden: Tensor) -> Tensor:
     return weights.gate.swiglu(weights.up, weights.down, hidden)
 
 
+class Mixture(Protocol):
+    """The experts of one shard."""
+
+    def partial(self, hidden: Tensor, gates: Gates) -> Tensor:
+        """Return the gate-weighted sum (T, D) over the experts, in ascending expert id."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """Experts that are computed one after another; gradients flow through plain ones."""
+
+    experts: Mapping[int, FfnWeights]
+
+    def partial(self, hidden: Tensor, gates: Gates) -> Tensor:
+        """Return the gate-weighted sum (T, D) over the experts, in ascending expert id."""
+        return expert_partial(self.experts, hidden, gates)
+
+
 def expert_partial(experts: Mapping[int, FfnWeights], hidden: Tensor, gates: Gates) -> Tensor:
     """Return the gate-weighted sum (T, D) over the given experts, in ascending expert id."""
     total = torch.zeros_like(hidden)
@@ -120,15 +139,15 @@ class FfnShards:
         held_layers = range(config.num_layers) if layers is None else layers
         held_shards = list(range(config.num_ffn_shards) if shards is None else shards)
         self._dense: dict[tuple[int, int], FfnWeights] = {}
-        self._experts: dict[tuple[int, int], dict[int, FfnWeights]] = {}
+        self._experts: dict[tuple[int, int], Mixture] = {}
         size = config.ffn_size // config.num_ffn_shards
         for layer in held_layers:
             for shard in held_shards:
                 if config.is_mixture(layer):
-                    self._experts[layer, shard] = {
-                        expert_id: expert_weights(weights, layer, expert_id)
-                        for expert_id in expert_range(config, shard)
-                    }
+                    ids = expert_range(config, shard)
+                    self._experts[layer, shard] = _mixture(
+                        {expert_id: expert_weights(weights, layer, expert_id) for expert_id in ids}
+                    )
                 else:
                     whole = dense_weights(weights, layer)
                     self._dense[layer, shard] = whole.slice(shard * size, (shard + 1) * size)
@@ -145,12 +164,20 @@ class FfnShards:
         if gates is None and (layer, shard) in self._dense:
             return ffn_shard(self._dense[layer, shard], hidden)
         if gates is not None and (layer, shard) in self._experts:
-            return expert_partial(self._experts[layer, shard], hidden, gates)
+            return self._experts[layer, shard].partial(hidden, gates)
         kind = "dense" if gates is None else "mixture"
         raise NotFound(
             f"No {kind} feed-forward of layer {layer}, shard {shard} is held here.",
             {"layer": str(layer), "shard": str(shard)},
         )
+
+
+def _mixture(experts: Mapping[int, FfnWeights]) -> Mixture:
+    if any(isinstance(each.gate, Plain) for each in experts.values()):
+        return Apart(experts)
+    from understudy.model.packed_experts import together
+
+    return together(experts) or Apart(experts)
 
 
 def sum_partials(partials: Sequence[Tensor]) -> Tensor:

@@ -44,6 +44,10 @@ class PagedKv:
         """Return keys and values of all layers as one plane; see `kv_planes.stack_planes`."""
         return kv_planes.stack_planes(self._storage, self._config, self.block_size, self._dtype)
 
+    def planes(self, layer: int) -> tuple[kv_planes.Plane, ...]:
+        """Return what an attention layer caches, in the order of the config's cache entries."""
+        return self._planes[layer]
+
     def export_block(self, block: int) -> bytes:
         """Return one block as bytes `[layer][entry][token][head][width]` in the KV's dtype."""
         self._check(block)

@@ -7,6 +7,7 @@ weight that requires them, and nothing here switches them off.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -16,15 +17,14 @@ from torch.nn import functional
 from understudy.model.adapter import AdapterBatch
 from understudy.model.attention import AttentionContext
 from understudy.model.config import ModelConfig
-from understudy.model.feed_forward import FeedForward
-from understudy.model.ffn import Experts, FfnWeights, LocalExperts, ffn_shard
+from understudy.model.ffn import Experts, LocalExperts
 from understudy.model.grouped import GroupedAttention
 from understudy.model.latent import LatentAttention
+from understudy.model.layer import make_layer, sublayer_norms
 from understudy.model.linear import Weights, matrix, vector
 from understudy.model.paged import PagedContext, PagedKv, PagedSequence
 from understudy.model.rope import Angles, Rotary
 from understudy.model.sampling import Sampled, SamplingParams, sample
-from understudy.model.shapes import layer_prefix
 
 
 class _Attention(Protocol):
@@ -38,55 +38,24 @@ class _Attention(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Sublayer:
-    """An attention with its norm, and the norm of the feed-forward after it."""
+class _Step:
+    angles: Angles
+    context: AttentionContext
 
+
+@dataclass(frozen=True, slots=True)
+class _Sublayer:
     attention: _Attention
     attention_norm: Tensor
     ffn_norm: Tensor
     eps: float
 
     def attend(
-        self,
-        hidden: Tensor,
-        angles: Angles,
-        context: AttentionContext,
-        adapter: AdapterBatch | None,
+        self, hidden: Tensor, step: _Step, adapter: AdapterBatch | None
     ) -> tuple[Tensor, Tensor]:
-        """Return the hidden states after attention, and normed for the feed-forward."""
         normed = normalise(hidden, self.attention_norm, self.eps)
-        hidden = hidden + self.attention(normed, angles, context, adapter)
+        hidden = hidden + self.attention(normed, step.angles, step.context, adapter)
         return hidden, normalise(hidden, self.ffn_norm, self.eps)
-
-
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    """Sublayers around one feed-forward that `Experts` computes.
-
-    With several sublayers each has a dense FFN here, and the mixture's answer is only waited for
-    after the last: the shortcut that hides it (ScMoE; LongCat-Flash, arXiv 2509.01322, section 2).
-    """
-
-    sublayers: tuple[_Sublayer, ...]
-    dense: tuple[FfnWeights, ...]
-    feed_forward: FeedForward
-
-    def __call__(
-        self,
-        hidden: Tensor,
-        angles: Angles,
-        context: AttentionContext,
-        adapter: AdapterBatch | None,
-    ) -> Tensor:
-        first, *others = self.sublayers
-        hidden, normed = first.attend(hidden, angles, context, adapter)
-        pending = self.feed_forward.submit(normed)
-        for sublayer, ffn in zip(others, self.dense, strict=False):
-            hidden = hidden + ffn_shard(ffn, normed)
-            hidden, normed = sublayer.attend(hidden, angles, context, adapter)
-        if self.dense:
-            hidden = hidden + ffn_shard(self.dense[-1], normed)
-        return hidden + pending.wait()
 
 
 class Transformer:
@@ -99,7 +68,11 @@ class Transformer:
         self.config = config
         used: Experts = LocalExperts(config, weights) if experts is None else experts
         self._rotary = Rotary(config)
-        self._layers = [_layer(config, weights, i, used) for i in range(config.num_layers)]
+        make_sublayer = partial(_sublayer, config, weights)
+        self._layers = [
+            make_layer(config, weights, layer, used, make_sublayer)
+            for layer in range(config.num_layers)
+        ]
         self._embedding = matrix(weights, "model.embed_tokens.weight")
         self._norm = vector(weights, "model.norm.weight")
         is_factorised = config.embedding_size is not None
@@ -119,9 +92,9 @@ class Transformer:
         hidden = self._embedding.embed(tokens)
         if self._up is not None:
             hidden = self._up.multiply(hidden)
-        angles = self._rotary.angles(positions)
+        step = _Step(self._rotary.angles(positions), attention)
         for layer in self._layers:
-            hidden = layer(hidden, angles, attention, adapter)
+            hidden = layer(hidden, step, adapter)
         return normalise(hidden, self._norm, self.config.rms_norm_eps)
 
     def advance(
@@ -158,23 +131,7 @@ def normalise(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
     return functional.rms_norm(hidden, weight.shape, weight, eps)
 
 
-def _layer(config: ModelConfig, weights: Weights, layer: int, experts: Experts) -> _Layer:
-    num = config.attentions_per_layer
-    prefix = f"model.layers.{layer}.mlps"
-    dense = (FfnWeights.of(weights, f"{prefix}.{place}") for place in range(num if num > 1 else 0))
-    return _Layer(
-        tuple(_sublayer(config, weights, layer * num + place) for place in range(num)),
-        tuple(dense),
-        FeedForward(config, weights, layer, experts),
-    )
-
-
 def _sublayer(config: ModelConfig, weights: Weights, index: int) -> _Sublayer:
-    prefix, place = layer_prefix(config, index)
     variant = GroupedAttention if config.latent is None else LatentAttention
-    return _Sublayer(
-        attention=variant(config, weights, index),
-        attention_norm=vector(weights, f"{prefix}.input_layernorm{place}.weight"),
-        ffn_norm=vector(weights, f"{prefix}.post_attention_layernorm{place}.weight"),
-        eps=config.rms_norm_eps,
-    )
+    attention = variant(config, weights, index)
+    return _Sublayer(attention, *sublayer_norms(config, weights, index), config.rms_norm_eps)

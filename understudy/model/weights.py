@@ -106,10 +106,12 @@ def load_model(
 
 def _load_packed(path: Path, matrix_type: MatrixType, compute: Compute) -> LoadedModel:
     from understudy.model.packed import pack
+    from understudy.model.packed_experts import ExpertStacks
 
     vectors: dict[str, Tensor] = {}
     packed: dict[str, Matrix] = {}
     config, files, stored = _open_stored(path)
+    stacks = ExpertStacks(config)
     expected = dict(expected_shapes(config))
     for name, value in stored:
         if isinstance(value, Tensor) and value.dim() == 1:
@@ -118,7 +120,8 @@ def _load_packed(path: Path, matrix_type: MatrixType, compute: Compute) -> Loade
         # 16 bits stay 16 bits: wider ones hold the same values.
         is_wide = isinstance(value, Tensor) and value.dtype == torch.float32
         kept_as = matrix_type if is_wide and _is_rounded(name) else "float32"
-        packed[name] = pack(name, value, kept_as, is_exact=compute == "exact")
+        matrix = pack(name, value, kept_as, is_exact=compute == "exact")
+        packed[name] = stacks.placed(name, matrix)
     _check_names(expected, {**vectors, **packed}, path.name)
     _check_finite(vectors, path.name)
     digest = _digest(config, files)

@@ -14,6 +14,7 @@ constexpr int64_t kLanes = 16;      // output rows that lie interleaved in one g
 constexpr int64_t kBlock = 32;      // inputs that share a scale
 constexpr int64_t kSplit = 256;     // tokens whose attention is summed before it is merged
 constexpr int64_t kQueryTile = 48;  // query rows that share one reading of keys and values
+constexpr int64_t kMaxLatent = 4096;
 
 // 32 activations as int8; `sum` is scale * (sum of values), `half_sums` the same of each half.
 struct QuantisedBlock {
@@ -55,6 +56,7 @@ struct Attention {
   const int32_t* lengths;
   int64_t table_stride, num_heads;
   float scale;
+  bool is_latent;  // whether the cache is as `LatentRotation` fills it
 };
 
 // Rows of one sequence and heads of one kv head that are attended together, kQueryTile at most.
@@ -76,6 +78,23 @@ struct Rotation {
   float eps;
 };
 
+// Latent attention keeps of a token its latent (`cache.values`) and a rotated key that all heads
+// share (`cache.keys`), as a cache of one head. The query of `Attention` is then
+// (T, H, value_dim + key_dim), the key projection absorbed.
+struct LatentRotation {
+  Cache cache;
+  const float* query;       // (T, H, nope_dim + key_dim)
+  const float* compressed;  // (T, value_dim + key_dim): latent before its norm, key
+  const float* cosine;      // (T, key_dim / 2)
+  const float* sine;
+  const int64_t* slots;
+  const float* norm;  // (value_dim,)
+  float* rotated;     // (T, H, nope_dim + key_dim)
+  int64_t num_heads, nope_dim;
+  float eps, query_scale, latent_scale;
+  bool is_interleaved;  // whether pairs to rotate are neighbours rather than halves apart
+};
+
 struct Kernels {
   const char* isa;
   // Quantises rows [begin, end) of x into blocks[b * num_rows + t].
@@ -94,6 +113,11 @@ struct Kernels {
   void (*rotate)(const Rotation&, int64_t begin, int64_t end);
   void (*attend)(const Attention&, const AttentionTask&);
   void (*merge)(const Attention&, const AttentionTask*, int64_t num_tasks);
+  void (*rotate_latent)(const LatentRotation&, int64_t begin, int64_t end);
+  // out (T, num_in) = x (T, num_out) times the matrix itself rather than its transpose.
+  void (*multiply_back)(const Linear&, const float* x, int64_t stride, int64_t num_rows, float* out,
+                        int64_t out_stride);
+  void (*attend_latent)(const Attention&, const AttentionTask&);
   // The greatest of some logits, or what is not a number among them.
   float (*largest)(const float* x, int64_t size);
   double (*sum_of_exponentials)(const float* x, int64_t size, float top);

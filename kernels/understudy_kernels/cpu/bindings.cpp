@@ -3,6 +3,7 @@
 #include <torch/library.h>
 
 #include "ops_experts.h"
+#include "ops_latent.h"
 #include "ops_layers.h"
 #include "sampling.h"
 
@@ -87,6 +88,8 @@ TORCH_LIBRARY_IMPL(understudy, CPU, m) {
   m.impl("swiglu_experts", understudy::swiglu_experts);
   m.impl("rotate_and_cache", understudy::rotate_and_cache);
   m.impl("paged_attention", understudy::paged_attention);
+  m.impl("rotate_and_cache_latent", understudy::rotate_and_cache_latent);
+  m.impl("latent_attention", understudy::latent_attention);
   m.impl("sample_tokens", understudy::sample_tokens);
   m.impl("decoder_layers", understudy::decoder_layers);
 }

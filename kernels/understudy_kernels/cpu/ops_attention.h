@@ -194,8 +194,9 @@ void run_attention(const Attention& a, int64_t num_rows) {
   }
   const std::vector<int64_t> runs = equal_runs(shares.parts, at::get_num_threads());
   const int64_t num_runs = static_cast<int64_t>(runs.size()) - 1;
+  const auto attend = a.is_latent ? kernels().attend_latent : kernels().attend;
   at::parallel_for(0, num_runs, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = runs[begin]; i < runs[end]; ++i) kernels().attend(a, shares.parts[i]);
+    for (int64_t i = runs[begin]; i < runs[end]; ++i) attend(a, shares.parts[i]);
   });
   std::vector<AttentionTask> splits;
   for (size_t t = 0; t < tasks.size(); ++t) {

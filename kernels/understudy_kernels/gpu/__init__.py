@@ -12,6 +12,7 @@ from typing import Final
 
 from understudy_kernels.gpu.attention import paged_attention
 from understudy_kernels.gpu.ffn import normed_swiglu, swiglu, swiglu_experts
+from understudy_kernels.gpu.latent import latent_attention
 from understudy_kernels.gpu.linear import normed_linears, quantised_linear
 from understudy_kernels.gpu.norm import add_rms_norm
 
@@ -24,5 +25,6 @@ GPU: Final[Mapping[str, Callable[..., object]]] = MappingProxyType(
         "normed_swiglu": normed_swiglu,
         "swiglu_experts": swiglu_experts,
         "paged_attention": paged_attention,
+        "latent_attention": latent_attention,
     }
 )

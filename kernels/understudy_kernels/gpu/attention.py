@@ -14,11 +14,12 @@ WIDE_DIM = 256
 
 
 @triton.jit
-def _cached(
+def cached(
     cache_ptr, scales_ptr, blocks, tokens, head, dims, is_token, dim,
     block_stride, token_stride, head_stride,
     scale_block, scale_token, scale_head, HAS_SCALES: tl.constexpr,
 ):  # fmt: skip
+    """Read one head of some tokens as float32 (tokens, dims)."""
     at = blocks.to(tl.int64) * block_stride + tokens * token_stride + head * head_stride
     mask = is_token[:, None] & (dims < dim)[None, :]
     values = tl.load(cache_ptr + at[:, None] + dims[None, :], mask=mask, other=0).to(tl.float32)
@@ -54,7 +55,7 @@ def _attention_kernel(
         is_seen = positions < length
         blocks = tl.load(table + positions // block_size, mask=is_seen, other=0)
         tokens = (positions % block_size).to(tl.int64)
-        keys = _cached(
+        keys = cached(
             keys_ptr, key_scales_ptr, blocks, tokens, kv_head, key_dims, is_seen, key_dim,
             k0, k1, k2, s0, s1, s2, HAS_SCALES,
         )  # fmt: skip
@@ -64,7 +65,7 @@ def _attention_kernel(
         weights = tl.where(is_seen[None, :], tl.exp(scores - top[:, None]), 0.0)
         kept = tl.exp(best - top)
         total = total * kept + tl.sum(weights, axis=1)
-        values = _cached(
+        values = cached(
             values_ptr, value_scales_ptr, blocks, tokens, kv_head, value_dims, is_seen, value_dim,
             v0, v1, v2, u0, u1, u2, HAS_SCALES,
         )  # fmt: skip

@@ -106,7 +106,7 @@ def swiglu_experts(
     order = ids.argsort(dim=1)
     ids, gates = ids.gather(1, order), gates.gather(1, order)
     local = (ids - first_expert).flatten()
-    is_held = (local >= 0) & (local < num_experts)
+    is_held = (local >= 0) & (local < num_experts) & (gates.flatten() != 0)
     places, groups = _place(local, is_held, num_experts, num_choices)
     results = _swiglu_rows(hidden, (gate, up, down), formats, ffn_size, exact, groups)
     parts = results[places].view(*ids.shape, -1)

@@ -10,6 +10,7 @@ from typing import Final
 
 from understudy_kernels.reference.attention import paged_attention, rotate_and_cache
 from understudy_kernels.reference.ffn import normed_swiglu, swiglu, swiglu_experts
+from understudy_kernels.reference.latent import latent_attention, rotate_and_cache_latent
 from understudy_kernels.reference.layers import decoder_layers
 from understudy_kernels.reference.linear import (
     add_rms_norm,
@@ -32,6 +33,8 @@ REFERENCE: Final[Mapping[str, Callable[..., object]]] = MappingProxyType(
             swiglu_experts,
             rotate_and_cache,
             paged_attention,
+            rotate_and_cache_latent,
+            latent_attention,
             sample_tokens,
             decoder_layers,
         )

@@ -57,8 +57,8 @@ def rotate_and_cache(
     if key_norm is not None:
         key = functional.rms_norm(key, (dim,), key_norm, eps)
     blocks, tokens = slots // keys.shape[1], slots % keys.shape[1]
-    _store(keys, key_scales, blocks, tokens, _rotate(key, cosine, sine))
-    _store(values, value_scales, blocks, tokens, value)
+    store(keys, key_scales, blocks, tokens, _rotate(key, cosine, sine))
+    store(values, value_scales, blocks, tokens, value)
     return _rotate(query, cosine, sine).contiguous()
 
 
@@ -156,9 +156,10 @@ def _rotate(states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
 
 
-def _store(
+def store(
     cache: Tensor, scales: Tensor | None, blocks: Tensor, tokens: Tensor, rows: Tensor
 ) -> None:
+    """Store rows (T, heads, dim) as the cache's type, at (blocks, tokens)."""
     if cache.dtype == torch.int8 and scales is not None:
         magnitudes = rows.abs().amax(dim=-1)
         inverse = torch.where(magnitudes > 0, INT8_LIMIT / magnitudes, 0.0)

@@ -58,7 +58,8 @@ def swiglu_experts(
 ) -> Tensor:
     """Return the gate-weighted sum (T, D) over the experts held here, in ascending id.
 
-    Stacks hold experts first_expert, first_expert + 1, ...; choices of others add nothing.
+    Stacks hold experts first_expert, first_expert + 1, ...; choices of others, and of weight 0,
+    add nothing.
     """
     check_floats(hidden, 2, "hidden")
     check_floats(gates, 2, "gates")
@@ -83,7 +84,7 @@ def swiglu_experts(
         require(False, f"expert ids must not be negative, one is {negative}.")
     total = torch.zeros_like(hidden)
     for expert in range(num_experts):
-        rows, choice = torch.where(ids == first_expert + expert)
+        rows, choice = torch.where((ids == first_expert + expert) & (gates != 0))
         if rows.numel():
             parts = (gate[expert], up[expert], down[expert])
             partial = swiglu(hidden[rows], *parts, formats, ffn_size, exact)

@@ -1,14 +1,14 @@
 """The compiled forward pass against plain torch, and against itself placed otherwise."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.unit.model.configs import ALL
+from tests.unit.model.configs import ALL, LATENT_SHAPE
 from tests.unit.model.conftest import DENSE, assert_near, trained_adapter
 from understudy.errors import Internal
 from understudy.model.adapter import Adapter, AdapterBatch
@@ -72,8 +72,10 @@ def _whole(decoder: Decoder, kv: PagedKv) -> list[Tensor]:
     return _advance(decoder, kv, [(which, 0, length) for which, length in enumerate(LENGTHS)])
 
 
-def test_grouped_attention_is_compiled_and_the_rest_runs_over_packed_weights() -> None:
-    assert set(COMPILABLE) == set(ALL) - {"deepseek_v3", "longcat_flash"}
+def test_every_family_is_compiled() -> None:
+    assert set(COMPILABLE) == set(ALL)
+    odd = replace(ALL["deepseek_v3"], latent=replace(LATENT_SHAPE, kv_rank=5000))
+    assert not is_compilable(odd)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -90,7 +92,7 @@ def test_logits_of_every_family_equal_plain_torch(name: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("kv_dtype", DTYPES)
-@pytest.mark.parametrize("name", ["llama", "qwen3", "qwen2_moe"])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "qwen2_moe", "deepseek_v3"])
 def test_every_type_of_kv_holds_what_plain_torch_holds(
     name: str, kv_dtype: str, tmp_path: Path
 ) -> None:

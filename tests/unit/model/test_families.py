@@ -19,11 +19,12 @@ from tests.unit.model.oracles import (
     reference,
 )
 from understudy.model.attention import PackedCausal
+from understudy.model.decoder import Decoder, make_decoder, resolve_compute
 from understudy.model.families import read_hf, write_hf
 from understudy.model.paged import PagedKv
 from understudy.model.safetensors_io import save_model
 from understudy.model.transformer import Transformer
-from understudy.model.weights import LoadedModel, load_model
+from understudy.model.weights import load_model
 
 LENGTH = 13
 TOKENS = torch.randint(3, 97, (LENGTH,), generator=torch.Generator().manual_seed(1))
@@ -31,34 +32,51 @@ BLOCKS = [6, 1, 3, 0, 7, 2]
 
 
 @dataclass(frozen=True)
+class Oracle:
+    """What transformers makes of `TOKENS` with the weights that it saved."""
+
+    directory: Path
+    logits: Tensor
+    continued: Tensor
+
+
+@dataclass(frozen=True)
 class Pair:
     """A loaded model and what transformers makes of `TOKENS` with the same weights."""
 
-    loaded: LoadedModel
-    model: Transformer
+    model: Decoder
     logits: Tensor
     continued: Tensor
 
     def new_kv(self) -> PagedKv:
-        return PagedKv(self.loaded.config, 8, BLOCK_SIZE)
+        return PagedKv(self.model.config, 8, BLOCK_SIZE)
 
 
 @pytest.fixture(scope="module", params=CASES)
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    oracle = reference(request.param)
-    loaded = load_saved(oracle, tmp_path_factory.mktemp("model"))
+def oracle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Oracle:
+    model, directory = reference(request.param), tmp_path_factory.mktemp("model")
+    model.save_pretrained(directory)
     with torch.inference_mode():
-        logits = oracle(TOKENS[None]).logits[0]
+        logits = model(TOKENS[None]).logits[0]
+    return Oracle(directory, logits, generated(model, TOKENS))
+
+
+@pytest.fixture(scope="module", params=["reference", "exact"])
+def pair(request: pytest.FixtureRequest, oracle: Oracle) -> Pair:
+    compute = resolve_compute(request.param)
+    loaded = load_model(oracle.directory, compute=compute)
+    model = make_decoder(loaded.config, loaded.stored, None, compute)
+    return Pair(model, oracle.logits, oracle.continued)
+
+
+def test_logits_of_a_whole_prompt_equal_transformers(oracle: Oracle) -> None:
+    loaded = load_model(oracle.directory)
     model = Transformer(loaded.config, loaded.stored)
-    return Pair(loaded, model, logits, generated(oracle, TOKENS))
-
-
-def test_logits_of_a_whole_prompt_equal_transformers(pair: Pair) -> None:
     with torch.inference_mode():
-        hidden = pair.model.forward(TOKENS, torch.arange(LENGTH), PackedCausal([LENGTH]))
-        logits = pair.model.logits(hidden)
+        hidden = model.forward(TOKENS, torch.arange(LENGTH), PackedCausal([LENGTH]))
+        logits = model.logits(hidden)
 
-    assert_near(logits, pair.logits, tolerance=1e-4)
+    assert_near(logits, oracle.logits, tolerance=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -95,15 +113,16 @@ def test_recomputed_kv_continues_with_the_same_tokens(pair: Pair) -> None:
     assert torch.equal(again[: len(pair.continued)], pair.continued)
 
 
-def test_config_and_weights_survive_our_own_files(pair: Pair, tmp_path: Path) -> None:
-    save_model(tmp_path, pair.loaded.config, pair.loaded.weights)
+def test_config_and_weights_survive_our_own_files(oracle: Oracle, tmp_path: Path) -> None:
+    loaded = load_model(oracle.directory)
+    save_model(tmp_path, loaded.config, loaded.weights)
 
     again = load_model(tmp_path)
 
-    assert again.config == pair.loaded.config
+    assert again.config == loaded.config
     assert read_hf(json.loads(json.dumps(write_hf(again.config)))).digest() == again.config.digest()
-    assert again.weights.keys() == pair.loaded.weights.keys()
-    assert all(torch.equal(again.weights[n], w) for n, w in pair.loaded.weights.items())
+    assert again.weights.keys() == loaded.weights.keys()
+    assert all(torch.equal(again.weights[n], w) for n, w in loaded.weights.items())
 
 
 def test_dynamic_rope_beyond_the_trained_positions_equals_transformers_decoding(
