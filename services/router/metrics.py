@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from prometheus_client import CollectorRegistry
@@ -25,6 +25,7 @@ TOKEN_BUCKETS_S: Final = (
 )  # fmt: skip
 HOLD_OUTCOMES: Final = ("served", "refused", "left")
 """A worker came, the wait was refused, or the caller or its deadline ended it."""
+WATCHED_FILES: Final = ("api_keys", "engine_key", "engine_ca")
 REPORT_OUTCOMES: Final = ("taken", "failed")
 EXTERNAL_OUTCOMES: Final = (
     "answered", "limited", "refused", "failed", "silent", "broken", "left",
@@ -102,7 +103,11 @@ class RouterMetrics:
         self.gaps = make.counter(
             "attempt_gaps", "Attempts by what an external engine did not give.", ("pool", "gap")
         )
+        self.refused_files = make.gauge(
+            "refused_files", "Files with content that cannot be used.", ("file",)
+        )
         self.active = make.gauge("active_requests", "Requests being served.")
+        self._watched_files: dict[str, list[Callable[[], bool]]] = {}
         self._start_at_zero()
 
     def _start_at_zero(self) -> None:
@@ -119,6 +124,14 @@ class RouterMetrics:
                 self.external.labels(pool, outcome)
         for outcome in REPORT_OUTCOMES:
             self.reports.labels(outcome)
+        for kind in WATCHED_FILES:
+            self.refused_files.labels(kind)
+
+    def watch_file(self, kind: str, is_refused: Callable[[], bool]) -> None:
+        """Ask with each scrape whether what a file holds cannot be used."""
+        watched = self._watched_files.setdefault(kind, [])
+        watched.append(is_refused)
+        self.refused_files.labels(kind).set_function(lambda: sum(one() for one in watched))
 
     def count_attempt(
         self,

@@ -186,6 +186,14 @@ REQUEST_PATH: Final = Dashboard(
                     (Query(rate("understudy_router_unjournalled_total"), "unjournalled"),),
                 ),
                 Panel(
+                    "Files refused",
+                    "Keys and authorities that routers cannot take up; those before stay in use.",
+                    "short",
+                    (
+                        Query(level("understudy_router_refused_files", by=("file",)), "{{file}}"),
+                    ),
+                ),
+                Panel(
                     "Calls by code",
                     "gRPC calls of all services that did not end well.",
                     "ops",
