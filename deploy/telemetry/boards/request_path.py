@@ -189,9 +189,7 @@ REQUEST_PATH: Final = Dashboard(
                     "Files refused",
                     "Keys and authorities that routers cannot take up; those before stay in use.",
                     "short",
-                    (
-                        Query(level("understudy_router_refused_files", by=("file",)), "{{file}}"),
-                    ),
+                    (Query(level("understudy_router_refused_files", by=("file",)), "{{file}}"),),
                 ),
                 Panel(
                     "Calls by code",
