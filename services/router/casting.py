@@ -69,7 +69,9 @@ def _endpoints(
     def count(outcome: str) -> None:
         metrics.external.labels(pool, outcome).inc()
 
-    return [EndpointClient(url, how, count) for url in external.urls]
+    endpoints = [EndpointClient(url, how, count) for url in external.urls]
+    metrics.watch_endpoints(pool, lambda: [endpoint.state for endpoint in endpoints])
+    return endpoints
 
 
 def _credentials(
