@@ -5,13 +5,15 @@
 
 One folder holds the authority and, for each component, what its Secret holds. `renew` issues anew;
 `trust`, `switch` and `finish`, with `secrets` applied after each, replace the authority without a
-refused call. The folder holds private keys: keep it where other secrets are kept.
+refused call; one that was interrupted is given again. The folder holds private keys: keep it where
+other secrets are kept.
 """
 
 import argparse
 import base64
 import json
 import os
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -72,10 +74,12 @@ class Authority:
 
     @classmethod
     def read(cls, folder: Path, name: str) -> Self:
-        """Read `<name>.crt` and `<name>.key`."""
+        """Read `<name>.crt` and `<name>.key`, which belong together unless `finish` broke off."""
         certificate = x509.load_pem_x509_certificate((folder / f"{name}.crt").read_bytes())
         key = serialization.load_pem_private_key((folder / f"{name}.key").read_bytes(), None)
         assert isinstance(key, ec.EllipticCurvePrivateKey), "authorities are made here only"
+        if key.public_key() != certificate.public_key():
+            raise SystemExit(f"The {name} authority is half replaced: run finish again first.")
         return cls(certificate, key)
 
     @property
@@ -84,7 +88,7 @@ class Authority:
         return self.certificate.public_bytes(_PEM)
 
     def write(self, folder: Path, name: str) -> None:
-        """Write `<name>.crt` and `<name>.key`."""
+        """Write `<name>.key`, then `<name>.crt`, with which it is there."""
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder / f"{name}.key", key_pem(self.key))
         _write(folder / f"{name}.crt", self.pem)
@@ -101,8 +105,7 @@ class Authority:
             .add_extension(x509.ExtendedKeyUsage(both), critical=False)
             .add_extension(own, critical=False)
         )
-        certificate = builder.sign(self.key, hashes.SHA256())
-        return certificate.public_bytes(_PEM), key_pem(key)
+        return builder.sign(self.key, hashes.SHA256()).public_bytes(_PEM), key_pem(key)
 
 
 def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
@@ -113,9 +116,8 @@ def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 def publish(folder: Path, files: Mapping[str, bytes]) -> None:
     """Replace all files of a folder at once, by a link, as the kubelet does with a Secret."""
     folder.mkdir(parents=True, exist_ok=True)
-    link = folder / "..data"
-    former = link.resolve() if link.is_symlink() else None
-    number = 1 + max((int(path.name[3:]) for path in folder.glob("..v*")), default=0)
+    former = list(folder.glob("..v*"))
+    number = 1 + max((int(path.name[3:]) for path in former), default=0)
     made = folder / f"..v{number}"
     made.mkdir(mode=0o700)
     for name, content in files.items():
@@ -123,14 +125,12 @@ def publish(folder: Path, files: Mapping[str, bytes]) -> None:
     fresh = folder / "..data_tmp"
     fresh.unlink(missing_ok=True)
     fresh.symlink_to(made.name)
-    fresh.replace(link)
+    fresh.replace(folder / "..data")
     for name in files:
         if not (folder / name).is_symlink():
             (folder / name).symlink_to(Path("..data") / name)
-    if former is not None:
-        for path in former.iterdir():
-            path.unlink()
-        former.rmdir()
+    for surplus in former:
+        shutil.rmtree(surplus)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ class Installation:
     @property
     def is_rotating(self) -> bool:
         """Whether there is an authority that is to become the only one."""
-        return (self.authorities / "next.key").exists()
+        return (self.authorities / "next.crt").exists()
 
     @property
     def domain(self) -> str:
@@ -169,9 +169,10 @@ class Installation:
 
     def trust(self, authority_days: float, now: datetime) -> None:
         """Have a new authority trusted beside the one in use."""
-        if self.is_rotating:
+        if not self.is_rotating:
+            _authority(self.domain, authority_days, now).write(self.authorities, "next")
+        elif all(self._files(one)["ca.crt"] == self._trusted() for one in COMPONENTS):
             raise SystemExit("A new authority is trusted already; switch to it.")
-        _authority(self.domain, authority_days, now).write(self.authorities, "next")
         self._republish()
 
     def switch(self, days: float, now: datetime) -> None:
@@ -182,14 +183,16 @@ class Installation:
     def finish(self) -> None:
         """Trust the new authority alone, which becomes the one in use."""
         self._require_rotation()
-        issuer = Authority.read(self.authorities, "next").certificate
+        issuer = Authority.read(self.authorities, "next")
         for component in COMPONENTS:
             own = x509.load_pem_x509_certificate((self.folder / component / "tls.crt").read_bytes())
-            if own.issuer != issuer.subject:
+            if own.issuer != issuer.certificate.subject:
                 raise SystemExit(f"{component} has a certificate of the former one; switch first.")
-        for suffix in ("key", "crt"):
-            (self.authorities / f"next.{suffix}").replace(self.authorities / f"current.{suffix}")
+        # `next` stays until all of it is done, so that an interrupted `finish` can be given again.
+        issuer.write(self.authorities, "current")
         self._republish()
+        for suffix in ("crt", "key"):
+            (self.authorities / f"next.{suffix}").unlink()
 
     def secrets(self, name: str, namespace: str) -> str:
         """Return a Secret per component, as JSON that kubectl takes."""
@@ -210,7 +213,7 @@ class Installation:
 
     def _trusted(self) -> bytes:
         paths = [self.authorities / "current.crt", self.authorities / "next.crt"]
-        return b"".join(path.read_bytes() for path in paths if path.exists())
+        return b"".join(dict.fromkeys(path.read_bytes() for path in paths if path.exists()))
 
     def _files(self, component: str) -> dict[str, bytes]:
         folder = self.folder / component
@@ -254,11 +257,9 @@ def main(arguments: list[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m deploy.certificates",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    form = argparse.RawDescriptionHelpFormatter
+    name = "python -m deploy.certificates"
+    parser = argparse.ArgumentParser(prog=name, description=__doc__, formatter_class=form)
     parser.add_argument("do", choices=["make", "renew", "trust", "switch", "finish", "secrets"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--domain", default="understudy", help="names are <component>.<domain>")
@@ -290,6 +291,8 @@ def _write(path: Path, content: bytes) -> None:
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
     fresh.replace(path)
 
 

@@ -28,7 +28,7 @@ from services.router.sealing import KEY_BYTES, Sealer
 from services.router.servicer import RouterServicer
 from services.router.settings import RouterSettings
 from services.router.stage import Stage
-from services.router.tenants import Tenants
+from services.router.tenants import Tenants, follow_keys
 from services.router.tries import Company
 from understudy.registry import Version, read_version
 from understudy.serving import PLAINTEXT, HealthState, Transport, text_or_file
@@ -100,7 +100,7 @@ def _company(
     return Company(
         stage=Stage(pools, _version(settings)),
         tokenizer=tokenizer,
-        tenants=_tenants(settings),
+        tenants=_tenants(settings, metrics),
         admission=Admission(
             settings.max_requests,
             settings.llm_max_attempts,
@@ -173,9 +173,15 @@ def _version(settings: RouterSettings) -> Version | None:
     return read_version(directories[0])
 
 
-def _tenants(settings: RouterSettings) -> Tenants:
+def _tenants(settings: RouterSettings, metrics: RouterMetrics) -> Tenants:
     secret = text_or_file(settings.tenant_secret).strip().encode()
-    return Tenants(settings.parsed_keys(), secret)
+    if settings.keys_file is None:
+        keys = settings.parsed_keys()
+        return Tenants(lambda: keys, secret)
+    followed = follow_keys(settings.keys_file, settings.parsed_keys)
+    followed.current()
+    metrics.watch_file("api_keys", followed.is_refused)
+    return Tenants(followed.current, secret)
 
 
 def _journal_key(settings: RouterSettings) -> bytes:

@@ -136,7 +136,7 @@ async def calibrate(
     company = Company(
         stage=Stage(pools, None),
         tokenizer=tokenizer,
-        tenants=Tenants({}, b""),
+        tenants=Tenants(dict, b""),
         admission=Admission(num_at_once, num_at_once, num_at_once, lambda: 0.0),
         metrics=metrics,
         holding=Holding(metrics),

@@ -8,7 +8,9 @@ from functools import partial
 from pathlib import Path
 
 from services.router.clients.attention import WorkerClient
+from services.router.clients.connections import Authorities
 from services.router.clients.openai import EndpointClient, EndpointSettings
+from services.router.external.credentials import follow_authorities, follow_key
 from services.router.external.pool import ExternalModel, ExternalPool
 from services.router.metrics import RouterMetrics
 from services.router.pool_settings import ExternalSettings, PoolSettings
@@ -16,7 +18,7 @@ from services.router.pools import Pool
 from services.router.watching import PoolWatch
 from understudy.discovery import open_discovery
 from understudy.grammar import Compiler
-from understudy.serving import Transport
+from understudy.serving import Followed, Transport
 from understudy.text.tokenizer import Tokenizer
 
 AnyPool = Pool | ExternalPool
@@ -54,11 +56,12 @@ def build_pools(
 def _endpoints(
     pool: str, external: ExternalSettings, metrics: RouterMetrics
 ) -> list[EndpointClient]:
+    key, authorities = _credentials(pool, external, metrics)
     how = EndpointSettings(
         pool=pool,
         model=external.model,
-        key_file=external.key_file,
-        ca_file=external.ca_file,
+        key=key,
+        authorities=authorities,
         connect_timeout_s=external.connect_timeout_s,
         idle_timeout_s=external.idle_timeout_s,
     )
@@ -66,9 +69,25 @@ def _endpoints(
     def count(outcome: str) -> None:
         metrics.external.labels(pool, outcome).inc()
 
-    if external.key_file and any(url.startswith("http:") for url in external.urls):
-        logger.warning("A key is sent to engines over plain HTTP.", extra={"pool": pool})
-    return [EndpointClient(url, how, count) for url in external.urls]
+    endpoints = [EndpointClient(url, how, count) for url in external.urls]
+    metrics.watch_endpoints(pool, lambda: [endpoint.state for endpoint in endpoints])
+    return endpoints
+
+
+def _credentials(
+    pool: str, external: ExternalSettings, metrics: RouterMetrics
+) -> tuple[Followed[str] | None, Authorities | None]:
+    """What a router shows to a pool's engines, and what it holds them to."""
+    key, authorities = None, None
+    if external.key_file is not None:
+        key = follow_key(external.key_file, pool)
+        metrics.watch_file("engine_key", key.is_refused)
+        if any(url.startswith("http:") for url in external.urls):
+            logger.warning("A key is sent to engines over plain HTTP.", extra={"pool": pool})
+    if external.ca_file is not None and any(url.startswith("https:") for url in external.urls):
+        authorities = follow_authorities(external.ca_file, pool)
+        metrics.watch_file("engine_ca", authorities.is_refused)
+    return key, authorities
 
 
 def _external_pool(

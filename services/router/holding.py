@@ -12,6 +12,7 @@ Belongs to one event loop.
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,6 +31,11 @@ EXPIRY_S: Final = 30.0
 RETURN_S: Final = 10.0
 """How long a pool is asked for by a request that does not wait for it, or beyond the time at which
 a refused one was told to come back."""
+
+SPREAD: Final = 0.25
+"""Share of a delay over which those who are told it are spread, so that they do not all come back
+in the instant in which the first worker is there."""
+LONGEST_SPREAD_S: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +86,15 @@ class Holding:
     """The requests that this router holds."""
 
     def __init__(
-        self, metrics: RouterMetrics, clock_s: Callable[[], float] = time.monotonic
+        self,
+        metrics: RouterMetrics,
+        clock_s: Callable[[], float] = time.monotonic,
+        draw: Callable[[], float] = random.random,
     ) -> None:
+        """`draw` returns numbers from 0 to 1, which spread those who are told to come back."""
         self._metrics = metrics
         self._clock_s = clock_s
+        self._draw = draw
         self._held: dict[str, int] = {}
         self._wanted_until_s: dict[str, float] = {}
         self._known: dict[str, _Known] = {}
@@ -146,6 +157,10 @@ class Holding:
     def has_slept(self, pool: str) -> bool:
         """Return whether a pool that is being woken was asleep; else it lost its last worker."""
         return self._known[pool].has_slept
+
+    def spread_s(self, delay_s: float) -> float:
+        """Return a delay that is never shorter, and longer by a part of it that differs."""
+        return delay_s + self._draw() * min(SPREAD * delay_s, LONGEST_SPREAD_S)
 
     async def wait(self, timeout_s: float | None) -> None:
         """Return once a count has changed since the last call, or after a time."""
@@ -211,6 +226,7 @@ class Hold:
             )
 
     def _refusal(self, outlook: Outlook, what: str, delay_s: float) -> ResourceExhausted:
+        delay_s = self._holding.spread_s(delay_s)
         self._holding.want(self._pool, delay_s + RETURN_S)
         return ResourceExhausted(
             f"The pool {self._pool!r} {what}; try again in {delay_s:.0f} s. {outlook.reason}",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 from prometheus_client import CollectorRegistry
@@ -25,6 +26,8 @@ TOKEN_BUCKETS_S: Final = (
 )  # fmt: skip
 HOLD_OUTCOMES: Final = ("served", "refused", "left")
 """A worker came, the wait was refused, or the caller or its deadline ended it."""
+ENDPOINT_STATES: Final = ("available", "resting", "away")
+WATCHED_FILES: Final = ("api_keys", "engine_key", "engine_ca")
 REPORT_OUTCOMES: Final = ("taken", "failed")
 EXTERNAL_OUTCOMES: Final = (
     "answered", "limited", "refused", "failed", "silent", "broken", "left",
@@ -99,10 +102,17 @@ class RouterMetrics:
         self.external = make.counter(
             "external_requests", "Requests to external engines, by their end.", ("pool", "outcome")
         )
+        self.endpoints = make.gauge(
+            "external_endpoints", "Engines of external pools, by state.", ("pool", "state")
+        )
         self.gaps = make.counter(
             "attempt_gaps", "Attempts by what an external engine did not give.", ("pool", "gap")
         )
+        self.refused_files = make.gauge(
+            "refused_files", "Files with content that cannot be used.", ("file",)
+        )
         self.active = make.gauge("active_requests", "Requests being served.")
+        self._watched_files: dict[str, list[Callable[[], bool]]] = {}
         self._start_at_zero()
 
     def _start_at_zero(self) -> None:
@@ -119,6 +129,20 @@ class RouterMetrics:
                 self.external.labels(pool, outcome)
         for outcome in REPORT_OUTCOMES:
             self.reports.labels(outcome)
+        for kind in WATCHED_FILES:
+            self.refused_files.labels(kind)
+
+    def watch_endpoints(self, pool: str, states: Callable[[], Sequence[str]]) -> None:
+        """Ask with each scrape for the state of every engine of a pool."""
+        for state in ENDPOINT_STATES:
+            count = partial(_count, states, state)
+            self.endpoints.labels(pool, state).set_function(count)
+
+    def watch_file(self, kind: str, is_refused: Callable[[], bool]) -> None:
+        """Ask with each scrape whether what a file holds cannot be used."""
+        watched = self._watched_files.setdefault(kind, [])
+        watched.append(is_refused)
+        self.refused_files.labels(kind).set_function(lambda: sum(one() for one in watched))
 
     def count_attempt(
         self,
@@ -154,3 +178,7 @@ class RouterMetrics:
         self.request_s.labels(decision.pool).observe(duration_s, exemplar)
         if decision.confidence is not None:
             self.confidence.labels(decision.workload).observe(decision.confidence, exemplar)
+
+
+def _count(states: Callable[[], Sequence[str]], state: str) -> int:
+    return states().count(state)

@@ -31,7 +31,8 @@ class ExternalSettings:
     key_file: Path | None = None
     """File with the API key, read again every few seconds; none sends none."""
     ca_file: Path | None = None
-    """PEM certificates that engines are checked against instead of the system's; read once."""
+    """PEM certificates that engines are checked against instead of the system's; read again
+    every few seconds."""
     max_context_tokens: int = 0
     """Context of the model; 0 takes what the engine's list of models says."""
     logprobs: bool = False

@@ -44,7 +44,8 @@ class RouterSettings:
     """Secret, or @file, behind the KV roots of tenants, the same on every replica; empty keeps
     tenants apart by name only."""
     api_keys: str = ""
-    """JSON list of {"tenant", "sha256"}, or @file; empty asks for no key and needs loopback."""
+    """JSON list of {"tenant", "sha256"}, or @file; empty asks for no key and needs loopback. A new
+    file is taken up at once."""
     allow_open: bool = False
     """Serves without keys on addresses that others can reach; the network must guard the router."""
     journal_ttl_s: int = 3600
@@ -117,6 +118,11 @@ class RouterSettings:
             return parse_keys(text_or_file(self.api_keys))
         except InvalidArgument as error:
             raise SettingsError(f"{PREFIX}API_KEYS: {error.message}") from error
+
+    @property
+    def keys_file(self) -> Path | None:
+        """The file of the API keys; None where the setting holds them itself."""
+        return Path(self.api_keys[1:]) if self.api_keys.startswith("@") else None
 
     def parsed_journal_key(self) -> bytes | None:
         """Return the journal's key, or None where none is set."""

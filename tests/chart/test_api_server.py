@@ -5,6 +5,7 @@ etcd and the API server run here as processes; no pod starts. Helm itself instal
 
 import base64
 import subprocess
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -206,6 +207,19 @@ def test_certificates_outlive_an_upgrade_and_are_renewed_when_they_are_old(site:
     assert _tls(site, "router")["tls.crt"] != before["router"]["tls.crt"]
     assert _tls(site, "router")["ca.crt"] == before["router"]["ca.crt"]
     assert _tls(site, "experts") == before["experts"]
+
+
+def test_certificates_of_a_day_are_renewed_after_two_thirds_of_it(site: Site) -> None:
+    short = ("--set=tls.mode=chart", "--set=tls.chart.days=1")
+    site.install(*short)
+    before = _tls(site, "router")["tls.crt"]
+    url = f"/api/v1/namespaces/{site.namespace}/secrets/demo-understudy-tls-router"
+    for hours, is_renewed in ((15, False), (17, True)):
+        issued_at = str(int(time.time()) - hours * 3600)
+        aged = {"metadata": {"annotations": {"understudy.dev/issued-at": issued_at}}}
+        site.plane.call("PATCH", url, aged, "application/merge-patch+json")
+        site.install(*short)
+        assert (_tls(site, "router")["tls.crt"] != before) == is_renewed
 
 
 def test_an_authority_is_replaced_in_three_upgrades(site: Site) -> None:

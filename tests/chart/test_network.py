@@ -25,10 +25,13 @@ NEIGHBOUR: Final = Pod("neighbour", labels={"app.kubernetes.io/name": "understud
 INTERNET: Final = Pod("internet", "", address="203.0.113.9")
 API_SERVER: Final = Pod("kubernetes", "", {}, {"kubernetes": frozenset({6443})}, "10.1.0.1")
 COLLECTOR: Final = Pod("collector", "telemetry", {}, {"collector": frozenset({4317})})
+ENGINE: Final = Pod("engine", "models", {}, {"engine": frozenset({8000})})
 DNS: Final = Pod("dns", "kube-system")
 IN_ONE_POD: Final = {"kvstore": "attention"}
 
 Edge = tuple[str, str]
+
+TO_ENGINES: Final = ("router", "engine")
 
 PORTS_OF: Final = {
     "collector": {4317},
@@ -51,9 +54,13 @@ def everything(helm: Helm) -> list[Manifest]:
 
 @pytest.fixture(scope="module")
 def declared() -> frozenset[Edge]:
-    """The schema's edges between pods: what runs in one pod shares its ways."""
+    """The schema's edges between pods: what runs in one pod shares its ways.
+
+    That to engines is for pools that are elsewhere, which `everything` has none of.
+    """
     edges = {(IN_ONE_POD.get(one.source, one.source), one.target) for one in load_schema().edges}
-    return frozenset(edges - {("attention", "kvstore")})
+    assert TO_ENGINES in edges
+    return frozenset(edges - {("attention", "kvstore"), TO_ENGINES})
 
 
 def _component(pod: Pod) -> str:
@@ -62,7 +69,7 @@ def _component(pod: Pod) -> str:
 
 def _edges(pods: list[Pod], is_open: Callable[[Pod, Pod, int], bool]) -> frozenset[Edge]:
     """Return the ways between pods of the release, and from and to those around it."""
-    targets = [*pods, API_SERVER, COLLECTOR]
+    targets = [*pods, API_SERVER, COLLECTOR, ENGINE]
     found = {
         (_component(source), service)
         for source in pods
@@ -83,6 +90,17 @@ def test_exactly_the_edges_of_the_schema_are_open(
     assert _edges(pods_of(everything), Network.of(everything).is_open) == declared
 
 
+def test_a_pool_behind_engines_opens_the_edge_to_them_and_no_other(
+    helm: Helm, declared: frozenset[Edge]
+) -> None:
+    manifests = helm.render([CHART / "values-external-engines.yaml"])
+    network, pods = Network.of(manifests), pods_of(manifests)
+    found = _edges(pods, network.is_open)
+    assert TO_ENGINES in found
+    assert found - {TO_ENGINES} <= declared
+    assert not network.is_open(ENGINE, pods[0], 9000)
+
+
 def test_the_ways_out_alone_are_those_of_the_schema(
     everything: list[Manifest], declared: frozenset[Edge]
 ) -> None:
@@ -96,7 +114,7 @@ def test_the_ways_in_alone_are_those_of_the_schema(
     everything: list[Manifest], declared: frozenset[Edge]
 ) -> None:
     network, pods = Network.of(everything), pods_of(everything)
-    outside = {"kubernetes", "collector"}
+    outside = {"kubernetes", "collector", "engine"}
     found = {edge for edge in _edges(pods, network.lets_in) if edge[1] not in outside}
     assert found == {edge for edge in declared if edge[1] not in outside}
 

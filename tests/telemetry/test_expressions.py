@@ -46,8 +46,6 @@ def test_every_metric_is_watched_or_said_not_to_be(schema: Schema) -> None:
         "understudy_attention_sessions",
         "understudy_experts_triton_up",
         "understudy_experts_triton_loads",
-        "understudy_router_external_requests",
-        "understudy_router_attempt_gaps",
     }
     assert schema.metrics.keys() - watched == for_other_questions
 

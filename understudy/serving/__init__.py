@@ -5,6 +5,7 @@ ids, deadlines, admission, tracing, metrics, health, reflection and a drain on S
 """
 
 from understudy.serving.addresses import parse_address
+from understudy.serving.followed import Followed
 from understudy.serving.health import HealthState
 from understudy.serving.identity import Identity
 from understudy.serving.memory import give_back_memory
@@ -18,6 +19,7 @@ from understudy.serving.transport import ANYONE, PLAINTEXT, Transport
 __all__ = [
     "ANYONE",
     "PLAINTEXT",
+    "Followed",
     "HealthState",
     "Identity",
     "RunningService",

@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import Final
 
 from understudy.errors import FailedPrecondition
+from understudy.serving.followed import sign_of
 
 CHAIN: Final = "tls.crt"
 KEY: Final = "tls.key"
 AUTHORITIES: Final = "ca.crt"
 MAX_FILE_BYTES: Final = 1024 * 1024
 _TRIES: Final = 3
-
-Signature = tuple[tuple[int, int, int], ...]
-"""Inode, time of change and size of each file; the zeros of a file that is not there."""
 
 
 class CertificateError(FailedPrecondition):
@@ -45,11 +43,6 @@ class Certificates:
 def paths_in(folder: Path) -> tuple[Path, ...]:
     """Return the files of a folder."""
     return tuple(folder / name for name in (CHAIN, KEY, AUTHORITIES))
-
-
-def sign_of(paths: Iterable[Path]) -> Signature:
-    """Return what differs as soon as one of the files is another one."""
-    return tuple(_sign(path) for path in paths)
 
 
 def read_certificates(folder: Path, now: datetime, *, is_public: bool = False) -> Certificates:
@@ -79,14 +72,6 @@ def components_of(names: Iterable[str], domain: str) -> frozenset[str]:
     """Return the components that a certificate with these DNS names belongs to."""
     labels = (name.removesuffix(f".{domain}") for name in names if name.endswith(f".{domain}"))
     return frozenset(label for label in labels if "." not in label)
-
-
-def _sign(path: Path) -> tuple[int, int, int]:
-    try:
-        found = path.stat()
-    except OSError:
-        return 0, 0, 0
-    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _read(path: Path) -> bytes:

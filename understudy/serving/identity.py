@@ -4,11 +4,11 @@ The files are looked at when somebody needs them: at each handshake, each new ca
 A set that cannot be used leaves the one in use, is counted, and is told once.
 """
 
-import logging
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 
 import grpc
 
@@ -19,11 +19,9 @@ from understudy.serving.certificates import (
     components_of,
     paths_in,
     read_certificates,
-    sign_of,
     utc_now,
 )
-
-_log = logging.getLogger(__name__)
+from understudy.serving.followed import Followed
 
 
 class Identity:
@@ -36,18 +34,19 @@ class Identity:
         *,
         is_public: bool = False,
         now: Callable[[], datetime] = utc_now,
+        clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         """Read the folder. A public identity asks its callers for no certificate.
 
         Raises CertificateError naming the file that cannot be used.
         """
         self._folder, self._domain, self._is_public, self._now = folder, domain, is_public, now
-        self._lock = Lock()
-        self._paths = paths_in(folder)
-        self._sign = sign_of(self._paths)
-        self._certificates = self._read()
-        self._channel_credentials: grpc.ChannelCredentials | None = None
-        self._listeners: list[Callable[[], None]] = []
+        self._lock = RLock()  # a listener may ask for credentials
+        self._files = Followed(
+            "certificates", paths_in(folder), self._read, facts=_facts, clock_s=clock_s
+        )
+        self._files.current()
+        self._dialling: tuple[Certificates, grpc.ChannelCredentials] | None = None
 
     @property
     def remaining_s(self) -> float:
@@ -56,21 +55,11 @@ class Identity:
 
     def subscribe(self, listener: Callable[[], None]) -> None:
         """Call `listener` whenever a new set cannot be used, on the thread that found it."""
-        with self._lock:
-            self._listeners.append(listener)
+        self._files.subscribe(listener)
 
     def current(self) -> Certificates:
         """Return the set in use, which is that of the files unless they cannot be used."""
-        listeners: Sequence[Callable[[], None]] = ()
-        with self._lock:
-            sign = sign_of(self._paths)
-            if sign != self._sign:
-                self._sign = sign
-                listeners = () if self._replace() else tuple(self._listeners)
-            certificates = self._certificates
-        for listener in listeners:
-            listener()
-        return certificates
+        return self._files.current()
 
     def peer(self, component: str) -> Peer:
         """Return how to dial a component."""
@@ -78,14 +67,14 @@ class Identity:
 
     def channel_credentials(self) -> grpc.ChannelCredentials:
         """Return the credentials of new connections: the same object until the files change."""
-        self.current()
         with self._lock:
-            if self._channel_credentials is None:
-                used = self._certificates
-                self._channel_credentials = grpc.ssl_channel_credentials(
-                    used.authorities, used.key, used.chain
+            used = self.current()
+            if self._dialling is None or self._dialling[0] is not used:
+                self._dialling = (
+                    used,
+                    grpc.ssl_channel_credentials(used.authorities, used.key, used.chain),
                 )
-            return self._channel_credentials
+            return self._dialling[1]
 
     def server_credentials(self) -> grpc.ServerCredentials:
         """Return credentials that look at the files at each handshake."""
@@ -109,23 +98,6 @@ class Identity:
         """Return the components that a certificate with these names belongs to."""
         return components_of(names, self._domain)
 
-    def _replace(self) -> bool:
-        try:
-            self._certificates = self._read()
-        except CertificateError as error:
-            _log.error(
-                "The new certificates cannot be used; those in use stay. %s",
-                error.message,
-                extra={"ends_at": self._certificates.ends_at.isoformat()},
-            )
-            return False
-        self._channel_credentials = None
-        _log.info(
-            "The certificates are new.",
-            extra={"ends_at": self._certificates.ends_at.isoformat()},
-        )
-        return True
-
     def _read(self) -> Certificates:
         certificates = read_certificates(self._folder, self._now(), is_public=self._is_public)
         if not self._is_public and not components_of(certificates.names, self._domain):
@@ -134,6 +106,10 @@ class Identity:
                 "issue it with one, or correct UNDERSTUDY_SERVING_TLS_DOMAIN."
             )
         return certificates
+
+
+def _facts(certificates: Certificates) -> dict[str, str]:
+    return {"ends_at": certificates.ends_at.isoformat()}
 
 
 def _configuration(certificates: Certificates) -> grpc.ServerCertificateConfiguration:

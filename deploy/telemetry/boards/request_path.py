@@ -167,6 +167,52 @@ REQUEST_PATH: Final = Dashboard(
             ),
         ),
         Row(
+            "External engines",
+            (
+                Panel(
+                    "Requests to engines",
+                    "Of pools behind OpenAI-compatible engines, by how they ended; tries made "
+                    "again count.",
+                    "reqps",
+                    (
+                        Query(
+                            rate(
+                                "understudy_router_external_requests_total", by=("pool", "outcome")
+                            ),
+                            "{{pool}} {{outcome}}",
+                        ),
+                    ),
+                    is_stacked=True,
+                ),
+                Panel(
+                    "Engines",
+                    "As each router sees them: available, resting after failures (the circuit "
+                    "breaker), or away.",
+                    "short",
+                    (
+                        Query(
+                            level(
+                                "understudy_router_external_endpoints", by=("pod", "pool", "state")
+                            ),
+                            "{{pod}} {{pool}} {{state}}",
+                        ),
+                    ),
+                ),
+                Panel(
+                    "What engines did not give",
+                    "Attempts without margins, resume, grammar and the like; margins of an SLM "
+                    "are what its answers are trusted by.",
+                    "ops",
+                    (
+                        Query(
+                            rate("understudy_router_attempt_gaps_total", by=("pool", "gap")),
+                            "{{pool}} {{gap}}",
+                        ),
+                    ),
+                ),
+            ),
+        ),
+        Row(
             "Resilience",
             (
                 Panel(
@@ -184,6 +230,12 @@ REQUEST_PATH: Final = Dashboard(
                     "Requests served while the journal was away.",
                     "reqps",
                     (Query(rate("understudy_router_unjournalled_total"), "unjournalled"),),
+                ),
+                Panel(
+                    "Files refused",
+                    "Keys and authorities that routers cannot take up; those before stay in use.",
+                    "short",
+                    (Query(level("understudy_router_refused_files", by=("file",)), "{{file}}"),),
                 ),
                 Panel(
                     "Calls by code",

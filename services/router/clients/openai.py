@@ -2,7 +2,7 @@
 
 Every request is one HTTP exchange that is never repeated here. `watch` asks for the engine's
 models now and then: an endpoint that does not answer, or does not serve the pool's model, gets no
-requests. The key is read again with each such look, so that it can be rotated without a restart.
+requests. With each such look a new key and new authorities are taken up.
 """
 
 from __future__ import annotations
@@ -11,17 +11,16 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import httpx2
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, use_span
 
+from services.router.clients.connections import Authorities, Connections
 from services.router.clients.responses import read_body, read_out
 from services.router.external.breaker import Breaker
-from services.router.external.credentials import read_key, trust
 from services.router.external.failures import failure
 from services.router.external.hearing import END, hear
 from services.router.external.models import MAX_MODELS_BYTES, read_context
@@ -36,6 +35,7 @@ from services.router.external.port import (
 from services.router.external.sse import EventReader
 from understudy.errors import ResourceExhausted, Unavailable, UnderstudyError
 from understudy.rpc import extract, traceparent
+from understudy.serving import Followed
 from understudy.telemetry import names, tracer
 
 LOOK_INTERVAL_S: Final = 5.0
@@ -58,8 +58,10 @@ class EndpointSettings:
 
     pool: str
     model: str
-    key_file: Path | None
-    ca_file: Path | None
+    key: Followed[str] | None
+    """The key to send; None sends none."""
+    authorities: Authorities | None
+    """What engines' certificates are checked against; None: the system's."""
     connect_timeout_s: float
     idle_timeout_s: float
 
@@ -87,13 +89,10 @@ class EndpointClient:
         self._heard_s = clock_s() - HEARD_S
         self._key = ""
         self._busy_until_s = clock_s()
-        self._client = httpx2.AsyncClient(
-            base_url=url,
-            verify=trust(url, settings.ca_file, settings.pool),
-            trust_env=False,
-            timeout=httpx2.Timeout(settings.idle_timeout_s, connect=settings.connect_timeout_s),
-            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=32),
-            headers={"accept-encoding": "identity", "user-agent": "understudy-router"},
+        self._connections = Connections(
+            url,
+            httpx2.Timeout(settings.idle_timeout_s, connect=settings.connect_timeout_s),
+            settings.authorities,
         )
 
     @property
@@ -152,7 +151,7 @@ class EndpointClient:
                 await asyncio.sleep(LOOK_INTERVAL_S if self._is_seen else AWAY_INTERVAL_S)
         finally:
             self._is_seen = False
-            await self._client.aclose()
+            await self._connections.aclose()
 
     def _has_been_heard(self) -> bool:
         """Whether the engine spoke of late: one under load may be slow to list its models."""
@@ -172,11 +171,13 @@ class EndpointClient:
 
     async def _look(self) -> None:
         """Look whether the engine serves the model; raises EngineMisfit or Unavailable."""
-        self._key = await asyncio.to_thread(read_key, self._settings.key_file)
+        if self._settings.key is not None:
+            self._key = await asyncio.to_thread(self._settings.key.current)
+        await self._connections.follow()
         try:
             async with (
                 asyncio.timeout(LOOK_TIMEOUT_S),
-                self._client.stream("GET", "models", headers=self._headers()) as response,
+                self._connections.stream("GET", "models", self._headers()) as response,
             ):
                 data = await read_body(response, MAX_MODELS_BYTES)
         except (httpx2.HTTPError, TimeoutError) as error:
@@ -200,7 +201,9 @@ class EndpointClient:
         if parent:
             headers["traceparent"] = parent
         try:
-            async with self._stream(question, headers) as response:
+            async with self._connections.stream(
+                "POST", question.path, headers, question.body
+            ) as response:
                 span.set_attribute(names.HTTP_STATUS, response.status_code)
                 if response.status_code != 200:
                     data = await read_body(response, MAX_ERROR_BYTES)
@@ -224,11 +227,6 @@ class EndpointClient:
                 f"The connection to the engine failed ({type(error).__name__}).",
                 {"outcome": "broken"},
             ) from error
-
-    def _stream(
-        self, question: Question, headers: dict[str, str]
-    ) -> AbstractAsyncContextManager[httpx2.Response]:
-        return self._client.stream("POST", question.path, json=question.body, headers=headers)
 
     async def _events(self, response: httpx2.Response) -> AsyncGenerator[Heard, None]:
         reader, has_finished = EventReader(), False

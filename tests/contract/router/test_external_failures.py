@@ -9,6 +9,8 @@ from typing import Any
 import grpc
 import pytest
 
+from services.router.clients import openai
+from services.router.external import breaker
 from tests.contract.router.external import CALLED, external, open_over, start
 from tests.contract.router.parts import TIMEOUT_S, answer, chat, events, refusal, snips
 from understudy.api.router.v1 import router_pb2
@@ -266,3 +268,29 @@ async def test_a_request_that_breaks_an_engine_does_not_close_it_to_others(town:
     assert deltas[0].text == "Hello."
     assert not end.decision.attempts[0].gaps[2:]
     assert len(engine.asked) == 4
+
+
+async def test_metrics_tell_which_engines_take_requests(
+    town: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openai, "LOOK_INTERVAL_S", 0.01)
+    monkeypatch.setattr(breaker, "FIRST_REST_S", 3600.0)
+    monkeypatch.setattr(breaker, "LONGEST_REST_S", 3600.0)
+    broken = FakeEngine(lambda _: EngineReply(status=500, body=b" "))
+    other = FakeEngine(lambda _: spoken("Hello."), model="another-model")
+    house = await open_over(town, broken, other, llm_patience_s=0.2)
+
+    def states() -> list[float]:
+        names = ("available", "resting", "away")
+        return [house.metric("external_endpoints", pool="llm", state=name) for name in names]
+
+    assert states() == [1, 0, 1]
+    for _ in range(breaker.MAX_FAILURES):
+        await refusal(house, chat())
+    assert states() == [0, 1, 1]
+    other.cards = {"data": [{"id": "engine-model"}]}
+    num_looks = other.num_looks
+    await other.wait_until(lambda: other.num_looks >= num_looks + 2)
+    deltas, _ = await answer(house, chat())
+    assert deltas[0].text == "Hello."
+    assert states() == [1, 1, 0]

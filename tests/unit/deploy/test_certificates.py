@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 import stat
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 
+import deploy.certificates
 from deploy.certificates import COMPONENTS, Installation, main, publish
 from understudy.serving import Identity
 
@@ -25,15 +27,19 @@ def certificates(folder: Path, name: str) -> list[x509.Certificate]:
     return x509.load_pem_x509_certificates((folder / name).read_bytes())
 
 
+def components(folder: Path) -> list[Path]:
+    return sorted(path.parent for path in folder.glob("*/tls.crt"))
+
+
 def issuers(folder: Path) -> set[str]:
-    own = (certificates(folder / component, "tls.crt")[0] for component in COMPONENTS)
+    own = (certificates(component, "tls.crt")[0] for component in components(folder))
     return {one.issuer.rfc4514_string() for one in own}
 
 
 def trusted(folder: Path) -> list[str]:
     [names] = {
-        tuple(one.subject.rfc4514_string() for one in certificates(folder / each, "ca.crt"))
-        for each in COMPONENTS
+        tuple(one.subject.rfc4514_string() for one in certificates(each, "ca.crt"))
+        for each in components(folder)
     }
     return list(names)
 
@@ -108,6 +114,87 @@ def test_steps_out_of_order_are_refused(
         main([earlier, str(folder)])
     with pytest.raises(SystemExit, match=said):
         main([step, str(folder)])
+
+
+class Interrupted(Exception):
+    """Stands for the end of the process."""
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, num_changes: int) -> None:
+    """Let so many files be put in place or removed, and end before the next one."""
+    left = iter(range(num_changes))
+    replace, unlink = Path.replace, Path.unlink
+
+    def step() -> None:
+        if next(left, None) is None:
+            raise Interrupted
+
+    def replacing(path: Path, target: Path) -> Path:
+        step()
+        return replace(path, target)
+
+    def unlinking(path: Path, missing_ok: bool = False) -> None:
+        step()
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "replace", replacing)
+    monkeypatch.setattr(Path, "unlink", unlinking)
+
+
+@pytest.mark.parametrize("steps", [["trust"], ["trust", "switch"], ["trust", "switch", "finish"]])
+def test_a_step_that_is_interrupted_anywhere_can_be_given_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: list[str]
+) -> None:
+    monkeypatch.setattr(deploy.certificates, "COMPONENTS", ("router", "experts"))
+    folder = tmp_path / "made"
+    for earlier in ("make", *steps[:-1]):
+        main([earlier, str(folder)])
+    was_interrupted, num_changes = True, 0
+    while was_interrupted:
+        tried = tmp_path / f"tried-{num_changes}"
+        shutil.copytree(folder, tried, symlinks=True)
+        was_interrupted = ends_early(tried, steps[-1], num_changes)
+        for component in components(tried):
+            Identity(component, "understudy")
+        if was_interrupted and not is_done(tried, steps[-1]):
+            main([steps[-1], str(tried)])
+        assert is_done(tried, steps[-1])
+        main(["renew", str(tried)])
+        kept = [len(list(component.glob("..v*"))) for component in components(tried)]
+        assert kept == [1, 1]
+        num_changes += 1
+    assert num_changes > 8
+
+
+def ends_early(folder: Path, step: str, num_changes: int) -> bool:
+    """Give a step and end it after so many changes; returns whether there were more to make."""
+    with pytest.MonkeyPatch.context() as patched:
+        interrupt(patched, num_changes)
+        try:
+            main([step, str(folder)])
+        except Interrupted:
+            return True
+    return False
+
+
+def is_done(folder: Path, step: str) -> bool:
+    """Whether a folder is what a step leaves behind when nothing interrupts it."""
+    authorities = Installation(folder).authorities
+    current = certificates(authorities, "current.crt")[0].subject.rfc4514_string()
+    try:
+        names = trusted(folder)
+    except ValueError:  # components differ
+        return False
+    if step == "finish":
+        return (
+            names == [current]
+            and issuers(folder) == {current}
+            and not Installation(folder).is_rotating
+        )
+    if not Installation(folder).is_rotating:
+        return False
+    new = certificates(authorities, "next.crt")[0].subject.rfc4514_string()
+    return names == [current, new] and issuers(folder) == {new if step == "switch" else current}
 
 
 def test_secrets_are_what_kubectl_takes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

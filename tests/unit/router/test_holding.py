@@ -32,7 +32,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def holding(clock: Clock) -> Holding:
-    return Holding(RouterMetrics(CollectorRegistry()), clock)
+    return Holding(RouterMetrics(CollectorRegistry()), clock, draw=lambda: 0.0)
 
 
 @pytest.fixture
@@ -141,6 +141,42 @@ def test_a_refused_caller_is_waited_for(holding: Holding, hold: Hold, clock: Clo
     assert holding.counts() == {"llm": 2}
     clock.now_s += 100 + RETURN_S
     assert holding.counts() == {"llm": 1}
+
+
+def delays(clock: Clock, start_s: float, *drawn: float) -> list[float]:
+    """What callers of a pool that wakes are told, one for each number drawn."""
+    numbers = iter(drawn)
+    holding = Holding(RouterMetrics(CollectorRegistry()), clock, draw=lambda: next(numbers))
+    found = []
+    for _ in drawn:
+        with holding.hold("llm", PATIENCE) as hold:
+            holding.learn({"llm": outlook(replicas=0)})
+            holding.learn({"llm": outlook(start_s=start_s)})
+            with pytest.raises(ResourceExhausted) as caught:
+                hold.check(1)
+        found.append(caught.value.retry_after_s)
+        assert f"try again in {caught.value.retry_after_s:.0f} s" in caught.value.message
+    return found
+
+
+def test_callers_are_told_different_times_within_bounds_and_none_before_the_worker_is_there(
+    clock: Clock,
+) -> None:
+    assert delays(clock, 100, 0.0, 0.5, 1.0) == [100, 112.5, 125]
+    assert delays(clock, 1000, 0.0, 1.0) == [1000, 1030]
+
+
+def test_a_caller_that_was_told_a_later_time_is_waited_for_until_then(clock: Clock) -> None:
+    holding = Holding(RouterMetrics(CollectorRegistry()), clock, draw=lambda: 1.0)
+    with holding.hold("llm", PATIENCE) as hold:
+        holding.learn({"llm": outlook(replicas=0)})
+        holding.learn({"llm": outlook()})
+        with pytest.raises(ResourceExhausted):
+            hold.check(1)
+    clock.now_s += 124 + RETURN_S
+    assert holding.counts() == {"llm": 1}
+    clock.now_s += 1
+    assert holding.counts() == {"llm": 0}
 
 
 def test_a_wait_that_another_pool_can_end_is_short_whatever_wakes(

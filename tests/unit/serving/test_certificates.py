@@ -19,6 +19,7 @@ from understudy.serving.certificates import (
     components_of,
     read_certificates,
 )
+from understudy.serving.followed import RETRY_S
 from understudy.serving.identity import Identity
 
 NOW = datetime.now(UTC)
@@ -186,6 +187,44 @@ def test_a_broken_set_leaves_the_one_in_use_and_is_told_once(
     publish(folder, files_of(authority))
     assert identity.current() is not former
     assert refused == [True]
+
+
+def test_a_set_that_begins_later_is_in_use_once_it_has_begun(
+    folder: Path, authority: Authority
+) -> None:
+    now, clock_s = [NOW], [0.0]
+    identity = Identity(folder, DOMAIN, now=lambda: now[-1], clock_s=lambda: clock_s[-1])
+    former = identity.current()
+
+    publish(folder, files_of(authority, validity=AHEAD))
+    assert identity.current() is former
+    now.append(NOW + timedelta(days=1, minutes=1))
+    clock_s.append(RETRY_S)
+
+    assert identity.current() is not former
+
+
+def test_a_key_that_may_be_read_later_is_in_use_then(
+    folder: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock_s = [0.0]
+    identity = Identity(folder, DOMAIN, clock_s=lambda: clock_s[-1])
+    former = identity.current()
+
+    opened = Path.open
+
+    def refuse(path: Path, *mode: str) -> object:
+        if path.name == "tls.key":
+            raise PermissionError(13, "Permission denied")
+        return opened(path, *mode)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", refuse)  # who runs tests may read everything
+        publish(folder, files_of(authority))
+        assert identity.current() is former
+    clock_s.append(RETRY_S)
+
+    assert identity.current() is not former
 
 
 def test_a_missing_folder_leaves_the_set_in_use(folder: Path) -> None:
