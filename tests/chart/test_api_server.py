@@ -33,6 +33,7 @@ RESTRICTED: Final = {
 WITHOUT_OPERATOR: Final = (
     "--set=telemetry.podMonitors.enabled=false",
     "--set=telemetry.rules.enabled=false",
+    "--set=router.gateway.gkeHealthCheck=false",
     "--set-json=router.gateway.http.parentRefs=[]",
     "--set-json=router.gateway.grpc.parentRefs=[]",
 )

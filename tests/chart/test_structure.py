@@ -33,7 +33,12 @@ MODELS: Final = {
     ("batch/v1", "Job"): client.V1Job,
     ("apps/v1", "StatefulSet"): client.V1StatefulSet,
 }
-CUSTOM: Final = ("monitoring.coreos.com/", "gateway.networking.k8s.io/", "keda.sh/")
+CUSTOM: Final = (
+    "monitoring.coreos.com/",
+    "gateway.networking.k8s.io/",
+    "keda.sh/",
+    "networking.gke.io/",
+)
 TARGETS: Final = {"attention": "worker", "experts": "worker", "distiller": "distiller"}
 """Images by service; all others are in `router`."""
 DNS_LABEL: Final = r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?"

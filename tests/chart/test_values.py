@@ -219,6 +219,7 @@ TRITON: Final[Mapping[str, object]] = {
 }
 EDGE: Final[Mapping[str, object]] = {
     "router.tls.secretName": "marker46",
+    "router.gateway.gkeHealthCheck": True,
     "router.gateway.http.parentRefs": [{"name": "marker47"}],
     "router.gateway.http.hostnames": ["marker48"],
     "router.gateway.grpc.parentRefs": [{"name": "marker61"}],
@@ -241,6 +242,7 @@ EDGE: Final[Mapping[str, object]] = {
     "telemetry.prometheus.priorityClassName": "marker60",
 }
 AUTOSCALED: Final[Mapping[str, object]] = {
+    "router.preStopS": 653,
     "router.autoscaling.enabled": True,
     "router.autoscaling.minReplicas": 641,
     "router.autoscaling.maxReplicas": 643,
