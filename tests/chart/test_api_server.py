@@ -34,10 +34,13 @@ RESTRICTED: Final = {
 WITHOUT_OPERATOR: Final = (
     "--set=telemetry.podMonitors.enabled=false",
     "--set=telemetry.rules.enabled=false",
+    "--set=router.gateway.gkeHealthCheck=false",
     "--set-json=router.gateway.http.parentRefs=[]",
     "--set-json=router.gateway.grpc.parentRefs=[]",
 )
 """Kinds that a cluster without operators and Gateways does not know."""
+KNOWN: Final = tuple(case for case in CASES if case.stem != "keda-values")
+"""Values that need no KEDA; test_autoscaling.py reads its objects."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ def site(plane: ControlPlane, helm: Helm) -> Site:
     return Site(plane, helm, namespace)
 
 
-@pytest.mark.parametrize("case", [None, *CASES], ids=lambda case: case and case.stem)
+@pytest.mark.parametrize("case", [None, *KNOWN], ids=lambda case: case and case.stem)
 def test_the_api_server_takes_every_object_without_a_warning(site: Site, case: Path | None) -> None:
     # It warns of unknown fields, and of pods that the restricted standard would refuse.
     flags = [f"--values={case}"] if case else []
@@ -177,6 +180,21 @@ def test_an_upgrade_leaves_the_size_alone_that_the_controller_decided(site: Site
         site.plane.call("PATCH", url, size, "application/merge-patch+json")
     site.install(scaled, "--set=image.tag=next")
     assert [_replicas(site, path) for path in paths] == [5, 5]
+
+
+def test_an_upgrade_leaves_the_size_alone_that_an_autoscaler_decided(site: Site) -> None:
+    sized = f"--values={CHART / 'ci' / 'hpa-values.yaml'}"
+    site.install(sized)
+    found = site.get("autoscaling/v2//horizontalpodautoscalers")["items"]
+    targets = [one["spec"]["scaleTargetRef"] for one in found]
+    paths = [f"{one['kind'].lower()}s/{one['name']}" for one in targets]
+    assert len(paths) == 4
+    for path in paths:
+        url = f"/apis/apps/v1/namespaces/{site.namespace}/{path}/scale"
+        size = {"spec": {"replicas": 5}}
+        site.plane.call("PATCH", url, size, "application/merge-patch+json")
+    site.install(sized, "--set=image.tag=next")
+    assert [_replicas(site, path) for path in paths] == [5] * 4
 
 
 def test_turning_scaling_on_starts_a_pool_over_with_one_attention_worker(site: Site) -> None:

@@ -61,6 +61,23 @@ def test_routes_match_what_routers_serve(edge: list[Manifest]) -> None:
     assert http["timeouts"] == {"request": "2m"}
 
 
+def test_a_gateway_of_gke_asks_for_the_health_that_routers_tell(
+    helm: Helm, edge: list[Manifest], defaults: list[Manifest]
+) -> None:
+    plain = helm.render(values={"router.gateway.gkeHealthCheck": True})
+    for manifests, kind in ((edge, "HTTPS"), (plain, "HTTP")):
+        spec = named(manifests, "HealthCheckPolicy", f"{NAME}-router")["spec"]
+        service = named(manifests, "Service", spec["targetRef"]["name"])
+        assert service["spec"]["type"] == "ClusterIP"
+        assert spec["default"]["config"]["type"] == kind
+        check = spec["default"]["config"][f"{kind.lower()}HealthCheck"]
+        assert check["requestPath"] == "/health"
+        [container] = pod_of(named(manifests, "Deployment", f"{NAME}-router"))["containers"]
+        ports = {one["name"]: one["containerPort"] for one in container["ports"]}
+        assert check["port"] == ports["http"], "gRPC's port is judged by it as well"
+    assert not [one for one in defaults if one["kind"] == "HealthCheckPolicy"]
+
+
 PUBLIC: Final = {"name": "public", "sectionName": "https"}
 
 

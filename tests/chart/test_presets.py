@@ -3,6 +3,7 @@
 That each renders, is linted and keeps every rule of the chart is tested with all other values.
 """
 
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -13,8 +14,10 @@ from tests.chart.manifests import (
     Helm,
     Manifest,
     containers_of,
+    environment_of,
     named,
     pod_of,
+    service_containers,
     workloads,
 )
 
@@ -24,9 +27,17 @@ CLOUDS: Final = {
     "aks": (
         "kubernetes.azure.com/agentpool",
         "managed-csi-premium",
-        "service.beta.kubernetes.io/azure-",
+        "service.beta.kubernetes.io/",
     ),
 }
+SHARED: Final = {"gke": "standard-rwx", "eks": "efs-sc", "aks": "azurefile-csi-premium"}
+"""Classes of volumes that several nodes mount."""
+GPUS: Final = {
+    "gke": ("understudy-gpu", {"key": "nvidia.com/gpu", "operator": "Exists"}),
+    "eks": ("understudy-gpu", {"key": "nvidia.com/gpu", "operator": "Exists"}),
+    "aks": ("understgpu", {"key": "sku", "operator": "Equal", "value": "gpu"}),
+}
+"""Pools of nodes with GPUs, and the taint of each that expert workers tolerate."""
 LAPTOP_CPUS: Final = 4
 LAPTOP_MIB: Final = 8 * 1024
 UNITS: Final = {"Mi": 1, "Gi": 1024}
@@ -56,7 +67,8 @@ def _workers(manifests: list[Manifest]) -> list[Manifest]:
 def test_there_are_presets_for_a_laptop_for_gpus_and_for_each_cloud(
     presets: dict[str, Any],
 ) -> None:
-    assert presets.keys() == {"laptop", "generic-gpu", "external-engines", *CLOUDS}
+    anywhere = {"laptop", "generic-gpu", "external-engines"}
+    assert presets.keys() == {*anywhere, *CLOUDS, *(f"{cloud}-gpu" for cloud in CLOUDS)}
 
 
 def test_every_preset_is_named_in_the_readme(presets: dict[str, Any]) -> None:
@@ -110,6 +122,98 @@ def test_volumes_are_of_the_clouds_own_class(
     claims = [one["spec"] for one in redis["spec"]["volumeClaimTemplates"]]
     claims += [one["spec"] for one in manifests if one["kind"] == "PersistentVolumeClaim"]
     assert [claim["storageClassName"] for claim in claims] == [storage_class] * 2
+
+
+def _preset(cloud: str) -> Path:
+    return CHART / f"values-{cloud}.yaml"
+
+
+@pytest.mark.parametrize("cloud", CLOUDS)
+def test_a_volume_that_several_nodes_mount_has_a_class_that_can(helm: Helm, cloud: str) -> None:
+    # The cloud's default class makes disks, and a claim of it would wait for ever.
+    model = {"name": "m", "source": "s3://b/m/", "digest": f"sha256:{'1' * 64}", "maxGib": 1}
+    values = {"weights.models": [model], "experts.settings.executor": "triton"}
+    claims = {
+        one["metadata"]["name"]: one["spec"]
+        for one in helm.render([_preset(cloud)], values)
+        if one["kind"] == "PersistentVolumeClaim"
+    }
+    shared = {
+        name: spec["storageClassName"]
+        for name, spec in claims.items()
+        if spec["accessModes"] == ["ReadWriteMany"]
+    }
+    names = ("demo-understudy-weights", "demo-understudy-llm-packages")
+    assert shared == dict.fromkeys(names, SHARED[cloud])
+    assert SHARED[cloud] in _preset(cloud).read_text()
+
+
+@pytest.mark.parametrize("cloud", CLOUDS)
+def test_services_know_each_other_by_certificates_from_the_first_install_on(
+    presets: dict[str, list[Manifest]], cloud: str
+) -> None:
+    for container in service_containers(presets[cloud]):
+        assert environment_of(container)["UNDERSTUDY_SERVING_TLS_DIR"]
+
+
+@pytest.mark.parametrize("cloud", CLOUDS)
+def test_with_the_clouds_gpu_values_expert_workers_alone_run_on_nodes_with_gpus(
+    helm: Helm, cloud: str
+) -> None:
+    gpu = _preset(f"{cloud}-gpu")
+    manifests = helm.render([_preset(cloud), gpu])
+    label, _, _ = CLOUDS[cloud]
+    pool, taint = GPUS[cloud]
+    experts = pod_of(named(manifests, "StatefulSet", "demo-understudy-llm-experts"))
+    assert experts["nodeSelector"][label] == pool
+    assert experts["tolerations"] == [{**taint, "effect": "NoSchedule"}]
+    others = [pod for pod in _workers(manifests) if pod != experts]
+    assert {pod["nodeSelector"][label] for pod in others} == {"understudy"}
+    holders = {
+        (workload["metadata"]["name"], container["name"])
+        for workload in workloads(manifests)
+        for container in containers_of(pod_of(workload))
+        if "nvidia.com/gpu" in container["resources"]["limits"]
+    }
+    assert holders == {("demo-understudy-llm-experts", "triton")}
+    packages = named(manifests, "PersistentVolumeClaim", "demo-understudy-llm-packages")
+    assert packages["spec"]["storageClassName"] == SHARED[cloud]
+    assert "was ever run on a GPU" in gpu.read_text()
+
+
+def test_on_aks_the_load_balancer_probes_what_answers_it(
+    presets: dict[str, list[Manifest]],
+) -> None:
+    # It asks ports with the protocol `http` or `https` for `/`, which no router serves.
+    service = named(presets["aks"], "Service", "demo-understudy-router")
+    notes = service["metadata"]["annotations"]
+    ports = {one["name"]: one for one in service["spec"]["ports"]}
+    assert ports["http"]["appProtocol"] == "http"
+    path = notes["service.beta.kubernetes.io/azure-load-balancer-health-probe-request-path"]
+    assert path == "/health"
+    grpc = f"service.beta.kubernetes.io/port_{ports['grpc']['port']}_health-probe_protocol"
+    assert notes[grpc] == "tcp"
+
+
+def test_on_eks_routers_serve_on_until_the_load_balancer_has_left_them(
+    presets: dict[str, list[Manifest]],
+) -> None:
+    def rests(component: str) -> set[tuple[int, int]]:
+        pods = [
+            pod_of(one)
+            for one in workloads(presets["eks"])
+            if one["metadata"]["labels"]["app.kubernetes.io/component"] == component
+        ]
+        return {
+            (
+                pod["terminationGracePeriodSeconds"],
+                pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"],
+            )
+            for pod in pods
+        }
+
+    assert rests("router") == {(180 + 20 + 10, 180)}
+    assert rests("attention") == {(5 + 20 + 10, 5)}
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)

@@ -1,6 +1,8 @@
 """Pools that the controller sizes: its rules, its rights, and how their workers are found."""
 
 import json
+import re
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -42,6 +44,29 @@ def test_the_controller_reads_the_rules_that_the_values_say(scaled: list[Manifes
     experts = PartRules(3, 8, cost_per_hour=2.5)
     llm = PoolRules("llm", attention, experts, ttft_s=1.5, tpot_s=0.1, start_s=240, idle_s=900)
     assert plan.rules == ScalingRules((llm,), max_gpus=8, max_cost_per_hour=20.5)
+
+
+def test_every_rule_of_a_pool_has_a_value_in_the_chart(helm: Helm) -> None:
+    said = {
+        "ttftS": 1.25,
+        "tpotS": 0.25,
+        "utilisation": 0.55,
+        "kvOccupancy": 0.65,
+        "expertsUtilisation": 0.45,
+        "queueWaitS": 0.125,
+        "ratioTolerance": 1.5,
+        "startS": 90,
+        "trend": 0.75,
+        "backlogS": 45,
+        "idleS": 600,
+    }
+    values = {"scaling.enabled": True, "scaling.pools": [{"name": "llm", **said}]}
+    plan = _plan(helm.render(values=values))
+    assert plan is not None
+    [pool] = plan.rules.pools
+    keys = {re.sub(r"([A-Z])", r"_\1", key).lower(): value for key, value in said.items()}
+    assert keys.keys() == {one.name for one in fields(PoolRules)} - {"name", "attention", "experts"}
+    assert {key: getattr(pool, key) for key in keys} == keys
 
 
 def test_defaults_of_the_rules_are_those_of_the_controller(helm: Helm) -> None:

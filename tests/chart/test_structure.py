@@ -29,10 +29,16 @@ MODELS: Final = {
     ("rbac.authorization.k8s.io/v1", "Role"): client.V1Role,
     ("rbac.authorization.k8s.io/v1", "RoleBinding"): client.V1RoleBinding,
     ("apps/v1", "Deployment"): client.V1Deployment,
+    ("autoscaling/v2", "HorizontalPodAutoscaler"): client.V2HorizontalPodAutoscaler,
     ("batch/v1", "Job"): client.V1Job,
     ("apps/v1", "StatefulSet"): client.V1StatefulSet,
 }
-CUSTOM: Final = ("monitoring.coreos.com/", "gateway.networking.k8s.io/")
+CUSTOM: Final = (
+    "monitoring.coreos.com/",
+    "gateway.networking.k8s.io/",
+    "keda.sh/",
+    "networking.gke.io/",
+)
 TARGETS: Final = {"attention": "worker", "experts": "worker", "distiller": "distiller"}
 """Images by service; all others are in `router`."""
 DNS_LABEL: Final = r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?"
@@ -43,7 +49,7 @@ def test_every_object_has_the_fields_and_types_of_the_kubernetes_api(
     manifests: list[Manifest],
 ) -> None:
     # The client's models are made from the API's OpenAPI description and forbid unknown fields. It
-    # has no kinds of others: test_telemetry.py and test_edge.py read those.
+    # has no kinds of others: test_telemetry.py, test_edge.py and test_autoscaling.py read those.
     for manifest in manifests:
         if manifest["apiVersion"].startswith(CUSTOM):
             continue

@@ -219,6 +219,7 @@ TRITON: Final[Mapping[str, object]] = {
 }
 EDGE: Final[Mapping[str, object]] = {
     "router.tls.secretName": "marker46",
+    "router.gateway.gkeHealthCheck": True,
     "router.gateway.http.parentRefs": [{"name": "marker47"}],
     "router.gateway.http.hostnames": ["marker48"],
     "router.gateway.grpc.parentRefs": [{"name": "marker61"}],
@@ -240,6 +241,18 @@ EDGE: Final[Mapping[str, object]] = {
     "telemetry.prometheus.tolerations": [{"key": "marker59"}],
     "telemetry.prometheus.priorityClassName": "marker60",
 }
+AUTOSCALED: Final[Mapping[str, object]] = {
+    "router.preStopS": 653,
+    "router.autoscaling.enabled": True,
+    "router.autoscaling.minReplicas": 641,
+    "router.autoscaling.maxReplicas": 643,
+    "router.autoscaling.cpuPercent": 647,
+    "router.autoscaling.downWindowS": 2549,
+    "scaling.enabled": True,
+    "scaling.by": "keda",
+    "scaling.keda.serverAddress": "http://marker63",
+    "scaling.keda.authentication": "marker64",
+}
 DIGESTS: Final[Mapping[str, object]] = {
     "telemetry.jaeger.enabled": True,
     "telemetry.jaeger.image.digest": f"sha256:{'8' * 64}",
@@ -257,6 +270,7 @@ SETS: Final = (
     FETCHED,
     TRITON,
     EDGE,
+    AUTOSCALED,
     DIGESTS,
 )
 SPECIAL: Final = frozenset({*INSIDE_CERTIFICATES, *COLLECTOR, "pools"}.union(*SETS))
@@ -309,8 +323,7 @@ def test_every_value_reaches_a_manifest(helm: Helm) -> None:
     pools = [{"name": "llm", "modelName": "m", "model": "m", "ffn": "remote"}]
     collector = {path: markers.pop(path) for path in tuple(markers) if "collector." in path}
     built_in = {**markers, **BUILT_IN, "pools": pools}
-    others = (EXTERNAL, URLS, CONTROL_SECRET, CERTIFICATES, FETCHED, TRITON, EDGE, DIGESTS)
-    sets = (built_in, {**collector, **COLLECTOR}, *others)
+    sets = (built_in, {**collector, **COLLECTOR}, *SETS[1:])
     for values in sets:
         text = json.dumps(helm.render(values=values))
         unread = [path for path, value in values.items() if _marks(value) not in text]

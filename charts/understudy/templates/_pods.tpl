@@ -18,13 +18,14 @@ capabilities:
 
 {{/* What every pod has. Takes root, placement (values with nodeSelector and tolerations) and user;
 optionally account, the name of a ServiceAccount whose token is mounted, and spread, the labels (as
-understudy.selector takes them) of the pods that this one keeps away from, and graceS for what drains
-nothing. The grace period of others covers preStop, the drain and a margin to exit. */}}
+understudy.selector takes them) of the pods that this one keeps away from, preStopS where it is not that
+of `serving`, and graceS for what drains nothing. The grace period of others covers preStop, the drain and
+a margin to exit. */}}
 {{- define "understudy.pod" -}}
 serviceAccountName: {{ .account | default (include "understudy.fullname" .root) }}
 automountServiceAccountToken: {{ .account | empty | not }}
 enableServiceLinks: false
-terminationGracePeriodSeconds: {{ .graceS | default (add .root.Values.serving.preStopS .root.Values.serving.drainGraceS 10) }}
+terminationGracePeriodSeconds: {{ .graceS | default (add (.preStopS | default .root.Values.serving.preStopS) .root.Values.serving.drainGraceS 10) }}
 securityContext:
   {{- include "understudy.podSecurity" (dict "user" .user) | nindent 2 }}
 {{- with .root.Values.imagePullSecrets }}
@@ -94,8 +95,8 @@ UNDERSTUDY_SERVING_DRAIN_GRACE_S. Numbers arrive as floats from YAML and leave w
 
 {{/* A container of an Understudy service. Takes root, service, settings (all of its fields),
 resources, port, metricsPort; optionally portName, metricsPortName, ports and mounts (further ones, as
-YAML), maxConnectionAgeS, healthPort, healthPortName, isSidecar, callerTls (not empty where callers see
-certificates) and scaling (all settings of scaling). */}}
+YAML), maxConnectionAgeS, preStopS, healthPort, healthPortName, isSidecar, callerTls (not empty where
+callers see certificates) and scaling (all settings of scaling). */}}
 {{- define "understudy.container" -}}
 {{- $serving := .root.Values.serving -}}
 {{- $hasTls := include "understudy.hasTls" .root -}}
@@ -156,7 +157,7 @@ certificates) and scaling (all settings of scaling). */}}
     failureThreshold: 2
   lifecycle:
     preStop:
-      sleep: {seconds: {{ $serving.preStopS }}}
+      sleep: {seconds: {{ .preStopS | default $serving.preStopS }}}
   {{- end }}
   resources:
     {{- toYaml .resources | nindent 4 }}

@@ -19,14 +19,26 @@ off. */}}
 ttftS: 2
 tpotS: 0.1
 utilisation: 0.7
+kvOccupancy: 0.8
+backlogS: 60
+trend: 0.5
+expertsUtilisation: 0.7
+queueWaitS: 0.02
+ratioTolerance: 0.25
+sequencesPerWorker: 4
 startS: 180
 idleS: 0
 attention: {minReplicas: 1, maxReplicas: 4, costPerHour: 0}
 experts: {minReplicas: 2, maxReplicas: 4, costPerHour: 0}
 {{- end -}}
 
-{{/* Not empty where the controller sets the size of a pool; a dry run only tells, so nothing else may
-be different then. Takes root and pool (merged). */}}
+{{/* Not empty where the controller sizes pools, or says how it would. Takes the root. */}}
+{{- define "understudy.controllerSizes" -}}
+{{- if and .Values.scaling.enabled (eq .Values.scaling.by "controller") }}true{{ end -}}
+{{- end -}}
+
+{{/* Not empty where somebody else than the chart sets the size of a pool; a dry run only tells, so
+nothing else may be different then. Takes root and pool (merged). */}}
 {{- define "understudy.isSized" -}}
 {{- if and .pool.scaling (not .root.Values.scaling.dryRun) }}true{{ end -}}
 {{- end -}}
@@ -34,7 +46,7 @@ be different then. Takes root and pool (merged). */}}
 {{/* Name of the workload that a part runs as, as the controller's rules and Role know it. Takes root,
 pool (merged) and part. */}}
 {{- define "understudy.workload" -}}
-{{- $isDeployment := and (include "understudy.isSized" . | empty | not) (eq .part "experts") -}}
+{{- $isDeployment := and (include "understudy.controllerSizes" .root | empty | not) (include "understudy.isSized" . | empty | not) (eq .part "experts") -}}
 {{- printf "%s/%s" ($isDeployment | ternary "deployments" "statefulsets") (include "understudy.worker" (dict "root" .root "pool" .pool.name "part" .part)) -}}
 {{- end -}}
 
@@ -51,12 +63,27 @@ pool (merged) and part. */}}
 {{- toYaml $workloads -}}
 {{- end -}}
 
+{{/* Most workers that a part may have, which callers know by name from the start; those that are not
+there do not resolve, and are waited for like one that is restarted. Takes root, pool (merged) and part. */}}
+{{- define "understudy.mostReplicas" -}}
+{{- $replicas := (index .pool .part).replicas -}}
+{{- if include "understudy.isSized" . -}}
+{{- $replicas = max $replicas (index .pool.scaling .part).maxReplicas -}}
+{{- end -}}
+{{- int $replicas -}}
+{{- end -}}
+
+{{/* Refuses bounds that cannot be. Takes what has them, where it stands. */}}
+{{- define "understudy.checkBounds" -}}
+{{- if gt (int .bounds.minReplicas) (int .bounds.maxReplicas) -}}
+{{- fail (printf "%s has minReplicas %d above maxReplicas %d" .where (int .bounds.minReplicas) (int .bounds.maxReplicas)) -}}
+{{- end -}}
+{{- end -}}
+
 {{/* Rules of one part of a scaled pool. Takes root, pool (merged) and part. */}}
 {{- define "understudy.partRules" -}}
 {{- $bounds := index .pool.scaling .part -}}
-{{- if gt (int $bounds.minReplicas) (int $bounds.maxReplicas) -}}
-{{- fail (printf "scaling.pools: %s of %q has minReplicas %d above maxReplicas %d" .part .pool.name (int $bounds.minReplicas) (int $bounds.maxReplicas)) -}}
-{{- end -}}
+{{- include "understudy.checkBounds" (dict "bounds" $bounds "where" (printf "scaling.pools: %s of %q" .part .pool.name)) -}}
 {{- dict
       "workload" (include "understudy.workload" .)
       "min_replicas" (int $bounds.minReplicas)
@@ -108,6 +135,12 @@ order of `scaling.pools` is kept, since the first pool is the most important one
       "ttft_s" $pool.scaling.ttftS
       "tpot_s" $pool.scaling.tpotS
       "utilisation" $pool.scaling.utilisation
+      "kv_occupancy" $pool.scaling.kvOccupancy
+      "backlog_s" $pool.scaling.backlogS
+      "trend" $pool.scaling.trend
+      "experts_utilisation" $pool.scaling.expertsUtilisation
+      "queue_wait_s" $pool.scaling.queueWaitS
+      "ratio_tolerance" $pool.scaling.ratioTolerance
       "start_s" $pool.scaling.startS -}}
 {{- with $pool.scaling.idleS }}{{ $_ := set $rules "idle_s" . }}{{ end -}}
 {{- range $part := eq $pool.ffn "remote" | ternary (list "attention" "experts") (list "attention") -}}
@@ -130,7 +163,7 @@ order of `scaling.pools` is kept, since the first pool is the most important one
 {{/* All settings of scaling, beside the controller's own. */}}
 {{- define "understudy.scalingSettings" -}}
 {{- $rules := "" -}}
-{{- if .Values.scaling.enabled }}{{ $rules = include "understudy.scalingRules" . }}{{ end -}}
+{{- if include "understudy.controllerSizes" . }}{{ $rules = include "understudy.scalingRules" . }}{{ end -}}
 {{- toYaml (merge (dict
       "rules" $rules
       "namespace" (dict "fieldRef" (dict "fieldPath" "metadata.namespace"))

@@ -111,8 +111,9 @@
 {{- $pools := list -}}
 {{- range $pool := include "understudy.pools" . | fromYamlArray -}}
 {{- if eq $pool.ffn "remote" -}}
-{{- $part := dict "root" $ "pool" $pool.name "part" "experts" "replicas" $pool.experts.replicas -}}
-{{- if include "understudy.isSized" (dict "root" $ "pool" $pool) -}}
+{{- $scope := dict "root" $ "pool" $pool "part" "experts" -}}
+{{- $part := dict "root" $ "pool" $pool.name "part" "experts" "replicas" (include "understudy.mostReplicas" $scope) -}}
+{{- if hasPrefix "deployments/" (include "understudy.workload" $scope) -}}
 {{- $pools = append $pools (dict "pool" $pool.name "replicas" (printf "k8s:%s/%s:grpc" $.Release.Namespace (include "understudy.worker" $part))) -}}
 {{- else -}}
 {{- $pools = append $pools (dict "pool" $pool.name "replicas" (include "understudy.addresses" $part | fromJsonArray)) -}}
@@ -126,7 +127,7 @@
 {{- define "understudy.poolsSetting" -}}
 {{- $entries := list -}}
 {{- range $pool := include "understudy.pools" . | fromYamlArray -}}
-{{- $replicas := include "understudy.isSized" (dict "root" $ "pool" $pool) | empty | ternary $pool.attention.replicas (max $pool.attention.replicas ($pool.scaling | dig "attention" "maxReplicas" 0)) -}}
+{{- $replicas := include "understudy.mostReplicas" (dict "root" $ "pool" $pool "part" "attention") -}}
 {{- $workers := include "understudy.addresses" (dict "root" $ "pool" $pool.name "part" "attention" "replicas" $replicas) | fromJsonArray -}}
 {{- $entries = append $entries (toJson (dict "name" $pool.name "workers" $workers "version_dir" (include "understudy.path" (dict "root" $ "path" ($pool.versionDir | default ""))))) -}}
 {{- end -}}
@@ -145,7 +146,7 @@
       "tokenizer" (include "understudy.path" (dict "root" . "path" $tokenizer))
       "tlsDir" (empty .Values.router.tls.secretName | ternary "" "/etc/understudy/caller-tls")
       "controlRedis" $redis.url
-      "controllers" (ternary (printf "%s-controller:%s" (include "understudy.fullname" .) (include "understudy.grpcPort" .)) "" (and .Values.scaling.enabled (not .Values.scaling.dryRun)))
+      "controllers" (ternary (printf "%s-controller:%s" (include "understudy.fullname" .) (include "understudy.grpcPort" .)) "" (and (include "understudy.controllerSizes" . | empty | not) (not .Values.scaling.dryRun)))
       "allowOpen" false
       "apiKeys" "@/etc/understudy/keys/api-keys.json"
       "journalKey" "@/etc/understudy/keys/journal-key"

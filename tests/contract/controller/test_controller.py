@@ -10,9 +10,10 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry
 
+from services.controller.clients.experts import GrpcProber
 from services.controller.metrics import ControllerMetrics
 from services.controller.placement import Holding, PoolMembers
-from services.controller.probing import PoolKeeper, announce
+from services.controller.probing import MAX_FAILURES, PoolKeeper, announce
 from services.controller.servicer import SERVICE, WATCH, ControllerServicer
 from services.controller.tables import Tables
 from understudy.api.controller.v1 import controller_pb2, controller_pb2_grpc
@@ -186,3 +187,20 @@ async def test_drain_ends_watches_as_unavailable(stack: AsyncExitStack, prober: 
     with pytest.raises(grpc.aio.AioRpcError) as failure:
         await asyncio.wait_for(watching.read(), WAIT_S)
     assert isinstance(from_rpc_error(failure.value), Unavailable)
+
+
+async def test_a_name_that_does_not_resolve_keeps_no_table_back_and_leaves_the_others_in(
+    stack: AsyncExitStack, prober: FakeProber
+):
+    # A pool whose size somebody else decides has names for more workers than there are.
+    asking = GrpcProber(timeout_s=WAIT_S)
+    stack.push_async_callback(asking.aclose)
+    nobody = "experts-7.experts.invalid:9000"
+    with pytest.raises(Unavailable):
+        await asking.probe(nobody)
+    prober.answers[nobody] = None
+    prober.unreachable.add(nobody)
+    controller = await start(stack, prober)
+    for _ in range(MAX_FAILURES):
+        await controller.keeper.look()
+    assert preferred(await next_table(controller.watch())).keys() == ANSWERS.keys()
