@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
-import torch
 from torch import Tensor
 
+from understudy.model.compiled_attention import normalised
 from understudy.model.config import ModelConfig
 from understudy.model.linear import Weights, matrix, vector
 from understudy.model.packed import weight_of
@@ -52,7 +52,7 @@ class Ends:
 
     def normalise(self, hidden: Tensor) -> Tensor:
         """Return the final-normed hidden states (T, D)."""
-        return ops.add_rms_norm(hidden, torch.zeros_like(hidden), self.norm, self.eps)[0]
+        return normalised(hidden, self.norm, self.eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits (T, V) of final-normed hidden states (T, D)."""
