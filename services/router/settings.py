@@ -53,9 +53,9 @@ class RouterSettings:
     request_timeout_s: float = 120.0
     """Longest time for one request, whatever its deadline."""
     drain_grace_s: float = 0.0
-    """Seconds that running answers get to finish after SIGTERM, in place of the chassis' own: another
-    replica resumes for SDK callers, but nobody can go on with an OpenAI stream. 0 (default): as long
-    as a request may take; a router without any leaves at once."""
+    """Seconds that running answers get to finish after SIGTERM, in place of the chassis' own:
+    another replica resumes for SDK callers, but nobody can go on with an OpenAI stream. 0
+    (default): as long as a request may take; a router without any leaves at once."""
     slm_patience_s: float = 2.0
     """Longest wait for an SLM worker before the LLM answers instead."""
     llm_patience_s: float = 60.0

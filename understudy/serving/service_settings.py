@@ -22,7 +22,7 @@ class ServingSettings:
     metrics_listen: str = ""
     """Address of the Prometheus endpoint; empty (default) means none. Loopback unless set."""
     drain_grace_s: float = 20.0
-    """Seconds that running calls get to finish after SIGTERM; routers have a setting of their own."""
+    """Seconds that running calls get to finish after SIGTERM; a router has one of its own."""
     otlp_endpoint: str = ""
     """OTLP/gRPC collector, such as http://127.0.0.1:4317; empty (default) means no traces."""
     trace_sample_ratio: float = 1.0
