@@ -1,6 +1,7 @@
 """`python -m services.router`: settings -> parts -> serve()."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from prometheus_client import CollectorRegistry
 
@@ -17,6 +18,7 @@ async def main(environ: Mapping[str, str], serving: ServingSettings) -> None:
     health, registry = HealthState(is_ready=False), CollectorRegistry()
     transport = Transport.open(serving, settings.tls_dir)
     router = build_router(settings, health=health, registry=registry, transport=transport)
+    serving = replace(serving, drain_grace_s=settings.drain_s)
     await serve("router", router.servicer.register, settings=serving, services=[SERVICE],
                 health=health, on_drain=router.drain, tasks=router.tasks,
                 registry=registry, max_receive_bytes=settings.max_body_bytes,

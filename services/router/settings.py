@@ -16,6 +16,7 @@ from understudy.errors import InvalidArgument
 from understudy.serving import SettingsError, parse_address, read_settings, text_or_file
 
 PREFIX: Final = "UNDERSTUDY_ROUTER_"
+MAX_DRAIN_S: Final = 86_400.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +53,10 @@ class RouterSettings:
     """Seconds for which an answer can be resumed and an idempotency key is remembered."""
     request_timeout_s: float = 120.0
     """Longest time for one request, whatever its deadline."""
+    drain_grace_s: float = 0.0
+    """Seconds that running answers get to finish after SIGTERM, in place of the chassis' own:
+    another replica resumes for SDK callers, but nobody can go on with an OpenAI stream. 0
+    (default): as long as a request may take; a router without any leaves at once."""
     slm_patience_s: float = 2.0
     """Longest wait for an SLM worker before the LLM answers instead."""
     llm_patience_s: float = 60.0
@@ -85,6 +90,10 @@ class RouterSettings:
         for name in positive:
             if getattr(self, name) <= 0:
                 raise SettingsError(f"{PREFIX}{name.upper()} must be above zero.")
+        if not 0 <= self.drain_grace_s <= MAX_DRAIN_S:
+            raise SettingsError(
+                f"{PREFIX}DRAIN_GRACE_S is {self.drain_grace_s:g}; set 0 to {MAX_DRAIN_S:g}."
+            )
         if self.http_listen:
             parse_address(self.http_listen)
         for address in self.controllers:
@@ -95,6 +104,11 @@ class RouterSettings:
     def from_env(cls, environ: Mapping[str, str]) -> Self:
         """Read the settings; a bad or unknown variable is refused by name."""
         return read_settings(cls, PREFIX, environ)
+
+    @property
+    def drain_s(self) -> float:
+        """Seconds that running answers get to finish after SIGTERM."""
+        return min(self.drain_grace_s or self.request_timeout_s, MAX_DRAIN_S)
 
     def parsed_pools(self) -> tuple[PoolSettings, ...]:
         """Return the pools, checked: `llm` exists, names are known and unique."""

@@ -5,7 +5,19 @@ import json
 import re
 from typing import Final
 
-from tests.chart.manifests import Manifest, all_pods, containers_of, pod_of, workloads
+from services.router.settings import RouterSettings
+from tests.chart.manifests import (
+    Helm,
+    Manifest,
+    all_pods,
+    containers_of,
+    environment_of,
+    named,
+    pod_of,
+    service_containers,
+    workloads,
+)
+from understudy.serving import ServingSettings
 
 VOLUMES_ALLOWED: Final = {
     "configMap",
@@ -101,14 +113,43 @@ def test_every_container_states_what_it_needs_and_a_memory_limit(
 def test_the_grace_period_is_longer_than_the_drain(manifests: list[Manifest]) -> None:
     for pod in all_pods(manifests):
         for container in pod["containers"]:
-            drains_s = [
-                float(entry["value"])
-                for entry in container.get("env", [])
-                if entry["name"] == "UNDERSTUDY_SERVING_DRAIN_GRACE_S"
-            ]
-            sleep_s = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {})
-            needed_s = sum(drains_s) + sleep_s.get("seconds", 0)
+            hook = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {})
+            needed_s = hook.get("seconds", 0) + drain_s(container)
             assert pod["terminationGracePeriodSeconds"] > needed_s
+
+
+def test_every_service_states_its_drain_and_serves_on_before_it(manifests: list[Manifest]) -> None:
+    sidecars = {id(one) for pod in all_pods(manifests) for one in pod.get("initContainers", [])}
+    for container in service_containers(manifests):
+        assert drain_s(container) > 0
+        assert id(container) in sidecars or container["lifecycle"]["preStop"]["sleep"]["seconds"]
+
+
+def test_a_router_drains_for_as_long_as_a_request_may_take(manifests: list[Manifest]) -> None:
+    routers = [one for one in service_containers(manifests) if one["name"] == "router"]
+    assert routers
+    for router in routers:
+        assert drain_s(router) >= RouterSettings.from_env(environment_of(router)).request_timeout_s
+
+
+def test_a_router_drains_for_as_long_as_it_is_told(helm: Helm) -> None:
+    told = helm.render(values={"router.settings.drainGraceS": 300, "serving.preStopS": 3})
+    router = pod_of(named(told, "Deployment", "demo-understudy-router"))
+    assert drain_s(router["containers"][0]) == 300
+    assert router["terminationGracePeriodSeconds"] == 313
+    part = helm.render(values={"router.settings.requestTimeoutS": 30.5})
+    router = pod_of(named(part, "Deployment", "demo-understudy-router"))
+    assert router["terminationGracePeriodSeconds"] == 5 + 31 + 10
+
+
+def drain_s(container: Manifest) -> float:
+    """Return how long a container's service drains; 0 for what is none of ours."""
+    if "UNDERSTUDY_SERVING_DRAIN_GRACE_S" not in {one["name"] for one in container.get("env", [])}:
+        return 0.0
+    environment = environment_of(container)
+    if container["name"] == "router":
+        return RouterSettings.from_env(environment).drain_s
+    return ServingSettings.from_env(environment).drain_grace_s
 
 
 def test_no_secret_stands_outside_of_secrets(manifests: list[Manifest]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,19 +47,25 @@ WORKLOADS = {
 
 
 @pytest.fixture(scope="module")
-def answers(release: Release, api_key: str) -> dict[str, list[Answer]]:
-    """What the SDK got from each pool, until both answered and several requests escalated."""
+def asked(release: Release, api_key: str) -> dict[str, list[tuple[str, Answer]]]:
+    """What the SDK asked, and got from each pool: until both answered and several escalated."""
     tools = find_workload("snips").tools
-    found: dict[str, list[Answer]] = {"slm": [], "llm": []}
+    found: dict[str, list[tuple[str, Answer]]] = {"slm": [], "llm": []}
     fitting = [row for row in load_split("dev") if len(row.text) in LENGTHS]
     with Client(address(release.kube, 9090), api_key=api_key, timeout_s=CALL_TIMEOUT_S) as client:
         for row in fitting[:MAX_ROWS_ASKED]:
             messages = [{"role": "user", "content": row.text}]
             answer = client.complete(messages=messages, tools=tools)
-            found[answer.decision.pool].append(answer)
+            found[answer.decision.pool].append((row.text, answer))
             if found["slm"] and len(found["llm"]) == NUM_ESCALATED:
                 break
     return found
+
+
+@pytest.fixture(scope="module")
+def answers(asked: dict[str, list[tuple[str, Answer]]]) -> dict[str, list[Answer]]:
+    """What the SDK got from each pool."""
+    return {pool: [answer for _, answer in found] for pool, found in asked.items()}
 
 
 def test_every_workload_of_the_chart_runs_without_a_restart(release: Release) -> None:
@@ -88,16 +95,45 @@ def test_the_sdk_gets_answers_of_both_models_through_the_service(
     assert all(resumable), "the journal cannot be written"
 
 
-def test_the_openai_client_gets_an_answer_through_the_service(
-    release: Release, api_key: str
-) -> None:
+@pytest.fixture(scope="module")
+def openai_client(release: Release, api_key: str) -> Iterator[OpenAI]:
     url = f"http://{address(release.kube, 8080)}/v1"
-    messages: list[Any] = [{"role": "user", "content": "Why is the sky blue?"}]
     with OpenAI(base_url=url, api_key=api_key, max_retries=0, timeout=CALL_TIMEOUT_S) as client:
-        answer = client.chat.completions.create(model="auto", messages=messages, max_tokens=8)
-    assert answer.choices[0].message.content
-    assert answer.usage is not None
-    assert answer.usage.completion_tokens == 8
+        yield client
+
+
+@pytest.mark.parametrize("pool", ["slm", "llm"])
+def test_the_openai_client_gets_what_the_sdk_got_streamed_and_whole(
+    openai_client: OpenAI, asked: dict[str, list[tuple[str, Answer]]], pool: str
+) -> None:
+    """An answer that the SLM gives, and one that is escalated."""
+    text, told = asked[pool][0]
+    request: dict[str, Any] = {
+        "model": "auto",
+        "messages": [{"role": "user", "content": text}],
+        "tools": [dict(tool) for tool in find_workload("snips").tools],
+    }
+    calls = [(call.name, call.arguments_json) for call in told.tool_calls]
+    expected = (told.text, calls, told.usage.completion_tokens)
+
+    raw = openai_client.chat.completions.with_raw_response.create(**request)
+    assert said([raw.parse().choices[0].message], raw.parse().usage) == expected
+    assert raw.headers["x-understudy-pool"] == pool
+    assert raw.headers["x-understudy-reason"] == told.decision.reason
+
+    *pieces, last = openai_client.chat.completions.create(
+        **request, stream=True, stream_options={"include_usage": True}
+    )
+    assert said([piece.choices[0].delta for piece in pieces], last.usage) == expected
+    assert last.model_extra["understudy"]["pool"] == pool
+    assert last.model_extra["understudy"]["reason"] == told.decision.reason
+
+
+def said(parts: list[Any], usage: Any) -> tuple[str, list[tuple[str, str]], int]:
+    """Return text, tool calls and number of tokens of an answer's parts."""
+    functions = [call.function for part in parts for call in part.tool_calls or ()]
+    calls = [(function.name, function.arguments) for function in functions]
+    return "".join(part.content or "" for part in parts), calls, usage.completion_tokens
 
 
 def test_the_trace_of_an_escalation_contains_exactly_the_allowed_edges(

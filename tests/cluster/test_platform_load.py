@@ -1,16 +1,19 @@
 """A release that is changed while it serves: no stream fails, no token changes.
 
-The tests share one steady load and go on from one another. They print the longest time that a
-stream stood still meanwhile; it is a figure of the machine, and nothing is asserted of it.
+The tests share one steady load and go on from one another; `interrupted` checks that changes met
+streams. They print the longest time that a stream stood still meanwhile; it is a figure of the
+machine, and nothing is asserted of it.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 import pytest
 
+from tests.cluster.interrupted import Record, carrier, outlasting, placed_again
 from tests.cluster.kube import Kube, Refused, wait_until
 from tests.cluster.load import Load, peak_questions, steady_load
 from tests.cluster.release import (
@@ -25,7 +28,8 @@ from tests.cluster.release import (
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
-NUM_STREAMS: Final = 2
+NUM_STREAMS: Final = 8
+NUM_SLM_STREAMS: Final = 4
 NUM_PEAK_STREAMS: Final = 16
 NEXT: Final = {"image": {"tag": "next"}}
 TWO_OF_EACH: Final = {**NEXT, "router": {"replicas": 2}, "attention": {"replicas": 2}}
@@ -52,7 +56,6 @@ SIZED: Final = {
 }
 """Sized by work alone, at paces of seconds. Workers of this machine share its cores, so a pool gets
 more of them at a quarter of what one could do."""
-Record = Callable[[str, object], None]
 
 
 @contextlib.contextmanager
@@ -72,16 +75,20 @@ def nothing_shows(load: Load, record_property: Record) -> Iterator[None]:
     assert {one.question for one in told} == set(load.questions)
     usual = {one.question: one.pool for one in reversed(load.told)}
     record_property("streams", len(told))
-    record_property("stood in for", sum(one.pool != usual[one.question] for one in told))
+    record_property("answers that moved pool", sum(one.pool != usual[one.question] for one in told))
     record_property("longest pause", f"{load.longest_gap_s(start):.1f} s")
 
 
 def test_an_upgrade_of_single_workers_fails_no_request(
-    release: Release, values: Values, api_key: str, record_property: Record
+    release: Release, values: Values, state: Path, api_key: str, record_property: Record
 ) -> None:
     """While the one worker of a pool restarts its streams wait, or the LLM stands in."""
     asked = steady_load(address(release.kube, 9090), api_key, NUM_STREAMS)
-    with asked as load, nothing_shows(load, record_property):
+    with (
+        asked as load,
+        placed_again(release, state, [load], record_property, "llm"),
+        nothing_shows(load, record_property),
+    ):
         release.change(merged(values, NEXT))
     for component in ("router", "attention", "experts"):
         for pod in release.pods(component):
@@ -103,10 +110,13 @@ def load(wide: Release, api_key: str) -> Iterator[Load]:
 
 
 def test_an_upgrade_to_another_image_tag_shows_in_no_answer(
-    wide: Release, values: Values, load: Load, record_property: Record
+    wide: Release, values: Values, state: Path, load: Load, record_property: Record
 ) -> None:
     old = {pod["metadata"]["uid"] for pod in wide.kube.get("pods")["items"]}
-    with nothing_shows(load, record_property):
+    with (
+        placed_again(wide, state, [load], record_property, "llm"),
+        nothing_shows(load, record_property),
+    ):
         wide.change(merged(values, LATER))
     for component in ("router", "attention", "experts", "controller", "distiller"):
         for pod in wide.pods(component):
@@ -115,27 +125,40 @@ def test_an_upgrade_to_another_image_tag_shows_in_no_answer(
 
 
 def test_the_deletion_of_a_router_shows_in_no_answer(
-    wide: Release, load: Load, record_property: Record
+    wide: Release, state: Path, load: Load, api_key: str, record_property: Record
 ) -> None:
     with nothing_shows(load, record_property):
-        name = wide.pods("router")[0]["metadata"]["name"]
-        wide.kube.run("delete", "pod", name)
+        router = carrier(wide, "router")
+        name = router["metadata"]["name"]
+        with outlasting(router, state, api_key, record_property):
+            wide.kube.run("delete", "pod", name, "--wait=false")
         wide.rolled_out("deployment", "router")
     assert name not in {pod["metadata"]["name"] for pod in wide.pods("router")}
 
 
 def test_the_eviction_of_a_worker_of_each_kind_shows_in_no_answer(
-    wide: Release, load: Load, record_property: Record
+    wide: Release, state: Path, load: Load, api_key: str, record_property: Record
 ) -> None:
-    first = {part: wide.pods(*part)[0]["metadata"] for part in PARTS}
-    second = {part: wide.pods(*part)[1]["metadata"] for part in PARTS}
-    with nothing_shows(load, record_property):
+    slm_load = steady_load(address(wide.kube, 9090), api_key, NUM_SLM_STREAMS, peak_questions())
+    evicted = {}
+    with (
+        slm_load as texts,
+        placed_again(wide, state, [load, texts], record_property, "slm", "llm"),
+        nothing_shows(texts, record_property),
+        nothing_shows(load, record_property),
+    ):
         for part in PARTS:
-            wide.evict(first[part]["name"])
+            evicted[part] = carrier(wide, *part)["metadata"]
+            (other,) = [
+                one["metadata"]["name"]
+                for one in wide.pods(*part)
+                if one["metadata"]["uid"] != evicted[part]["uid"]
+            ]
+            wide.evict(evicted[part]["name"])
             with pytest.raises(Refused, match="disruption budget"):
-                wide.evict(second[part]["name"])
+                wide.evict(other)
         for part in PARTS:
-            wait_until(partial(has_left, wide, part, first[part]["uid"]), "the pod to end")
+            wait_until(partial(has_left, wide, part, evicted[part]["uid"]), "the pod to end")
         wide.all_rolled_out()
 
 
@@ -147,15 +170,18 @@ def has_left(release: Release, part: tuple[str, str], uid: str) -> bool:
 
 
 def test_the_drain_of_a_node_shows_in_no_answer(
-    wide: Release, load: Load, record_property: Record
+    wide: Release, state: Path, load: Load, record_property: Record
 ) -> None:
-    node = wide.pods("attention", "llm")[0]["spec"]["nodeName"]
+    node = carrier(wide, "attention", "llm")["spec"]["nodeName"]
     selector = f"app.kubernetes.io/instance={RELEASE}"
     drain = ("drain", node, f"--pod-selector={selector}", "--delete-emptydir-data")
     timeout = f"--timeout={START_TIMEOUT_S}s"
     before = placed_on(wide.kube, node, selector)
     try:
-        with nothing_shows(load, record_property):
+        with (
+            placed_again(wide, state, [load], record_property, "llm"),
+            nothing_shows(load, record_property),
+        ):
             wide.kube.run(*drain, timeout, timeout_s=START_TIMEOUT_S)
             wide.all_rolled_out()
     finally:

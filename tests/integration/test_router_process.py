@@ -13,13 +13,17 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import openai
 import pytest
+from openai.types import Completion
 
 from understudy import AsyncClient
+from understudy.local.ports import free_port
 from understudy.testing.fake_attention import FakeAttention, FakeReply
 from understudy.testing.tiny_tokenizer import tiny_tokenizer, tiny_tokenizer_json
 
 START_S = 60.0
+SHORT_S = "0.2"
 
 
 @dataclass
@@ -111,6 +115,39 @@ async def test_a_drained_router_finishes_its_answers_and_exits_cleanly(site: Sit
         answer = await stream.answer()
     assert answer.text == "Hello."
     assert await asyncio.wait_for(process.wait(), 30) == 0
+
+
+async def test_an_openai_stream_that_outlives_the_drain_of_others_is_finished(site: Site) -> None:
+    """The router beside it is told to drain as others do: its end says that their time is over."""
+    async with AsyncExitStack() as stack:
+        processes, streams = [], []
+        for changes in ({}, {"UNDERSTUDY_ROUTER_DRAIN_GRACE_S": SHORT_S}):
+            port = free_port()
+            process, _ = await site.start(
+                UNDERSTUDY_SERVING_DRAIN_GRACE_S=SHORT_S,
+                UNDERSTUDY_ROUTER_HTTP_LISTEN=f"127.0.0.1:{port}",
+                **changes,
+            )
+            client = openai.AsyncOpenAI(
+                base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=60
+            )
+            await stack.enter_async_context(client)
+            stream = await client.completions.create(model="llm", prompt="Hi", stream=True)
+            assert (await anext(stream)).choices[0].text
+            processes.append(process)
+            streams.append(stream)
+        for process in processes:
+            process.send_signal(signal.SIGTERM)
+        await asyncio.wait_for(processes[1].wait(), 30)
+        with pytest.raises(openai.APIConnectionError):
+            await text_of(streams[1])
+        site.worker.release()
+        assert "Hello.".endswith(await text_of(streams[0]))
+        assert await asyncio.wait_for(processes[0].wait(), 30) == 0
+
+
+async def text_of(stream: openai.AsyncStream[Completion]) -> str:
+    return "".join([piece.choices[0].text async for piece in stream])
 
 
 async def test_bad_settings_end_the_process_with_a_sentence(site: Site) -> None:

@@ -248,6 +248,7 @@ def _router(site: Site) -> Service:
             "UNDERSTUDY_ROUTER_POOLS": json.dumps(pools),
             "UNDERSTUDY_ROUTER_TOKENIZER": str(site.models.tokenizer),
             "UNDERSTUDY_ROUTER_HTTP_LISTEN": f"{LOOPBACK}:{site.http_port}",
+            "UNDERSTUDY_ROUTER_DRAIN_GRACE_S": str(_DRAIN_GRACE_S),
             "UNDERSTUDY_ROUTER_CONTROL_REDIS": control,
             "UNDERSTUDY_ROUTER_CONTROLLERS": ""
             if external

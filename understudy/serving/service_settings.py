@@ -22,7 +22,7 @@ class ServingSettings:
     metrics_listen: str = ""
     """Address of the Prometheus endpoint; empty (default) means none. Loopback unless set."""
     drain_grace_s: float = 20.0
-    """Seconds that running calls get to finish after SIGTERM."""
+    """Seconds that running calls get to finish after SIGTERM; a router has one of its own."""
     otlp_endpoint: str = ""
     """OTLP/gRPC collector, such as http://127.0.0.1:4317; empty (default) means no traces."""
     trace_sample_ratio: float = 1.0
@@ -47,7 +47,7 @@ class ServingSettings:
     certificate; empty (default) means none."""
 
     def __post_init__(self) -> None:
-        _require_number(self.drain_grace_s, "DRAIN_GRACE_S", 0, 3600)
+        _require_number(self.drain_grace_s, "DRAIN_GRACE_S", 0, 86_400)
         _require_number(self.trace_sample_ratio, "TRACE_SAMPLE_RATIO", 0, 1)
         _require_number(self.max_call_s, "MAX_CALL_S", 0.001, 86_400)
         _require_number(self.max_concurrent_calls, "MAX_CONCURRENT_CALLS", 1, 1_000_000)

@@ -19,13 +19,13 @@ capabilities:
 {{/* What every pod has. Takes root, placement (values with nodeSelector and tolerations) and user;
 optionally account, the name of a ServiceAccount whose token is mounted, and spread, the labels (as
 understudy.selector takes them) of the pods that this one keeps away from, preStopS where it is not that
-of `serving`, and graceS for what drains nothing. The grace period of others covers preStop, the drain and
-a margin to exit. */}}
+of `serving`, graceS for what drains nothing, and drainS for what drains longer than others do. The grace
+period covers preStop, the drain and a margin to exit. */}}
 {{- define "understudy.pod" -}}
 serviceAccountName: {{ .account | default (include "understudy.fullname" .root) }}
 automountServiceAccountToken: {{ .account | empty | not }}
 enableServiceLinks: false
-terminationGracePeriodSeconds: {{ .graceS | default (add (.preStopS | default .root.Values.serving.preStopS) .root.Values.serving.drainGraceS 10) }}
+terminationGracePeriodSeconds: {{ .graceS | default (add (.preStopS | default .root.Values.serving.preStopS) (.drainS | default .root.Values.serving.drainGraceS) 10) }}
 securityContext:
   {{- include "understudy.podSecurity" (dict "user" .user) | nindent 2 }}
 {{- with .root.Values.imagePullSecrets }}

@@ -70,7 +70,13 @@ def attention_need(signals: PoolSignals, rules: PoolRules, past: PoolHistory) ->
         need = _by_work(load, ready, rules, past, costs)
     else:
         need = _by_latency(signals, load, ready, rules)
-    return need.at_least(_by_blocks(load, ready, rules)).at_least(_by_pace(signals, rules))
+    for other in (
+        _by_blocks(load, ready, rules),
+        _by_pace(signals, rules),
+        _by_first_token(signals, load, rules),
+    ):
+        need = need.at_least(other)
+    return need
 
 
 def experts_need(
@@ -183,3 +189,20 @@ def _by_pace(signals: PoolSignals, rules: PoolRules) -> Need | None:
     if tpot_s is None or tpot_s <= rules.tpot_s or counts.starting:
         return None
     return Need(counts.ready + 1, f"{tpot_s:.3g} s a token, the objective is {rules.tpot_s:g} s")
+
+
+def _by_first_token(signals: PoolSignals, load: AttentionLoad, rules: PoolRules) -> Need | None:
+    """A measured breach while sequences share workers: one more, then look again.
+
+    A prompt that has a worker to itself exceeds the objective by its length alone, and no further
+    worker would read it sooner.
+    """
+    counts, ttft_s = signals.attention, signals.ttft_s
+    in_flight = load.running + load.waiting
+    if ttft_s is None or ttft_s <= rules.ttft_s or in_flight <= counts.ready or counts.starting:
+        return None
+    return Need(
+        counts.ready + 1,
+        f"{ttft_s:.3g} s to the first token, the objective is {rules.ttft_s:g} s, {in_flight} "
+        f"sequences on {counts.ready} workers",
+    )

@@ -97,6 +97,21 @@ def test_slow_tokens_call_for_one_more_worker_unless_one_starts():
     assert waits.replicas("llm") < 5
 
 
+def test_late_first_tokens_call_for_one_more_worker_where_sequences_share_them():
+    chosen = rules()
+    history = learnt(4, demand=0.5, chosen=chosen).history
+    assert history.pool("llm").fits.step_costs() is not None
+    late = decide(one(NOW_S, pods(4), load(0.5, running=5), ttft_s=2.5), chosen, history)
+    assert late.replicas("llm") == 5
+    assert "2.5 s to the first token, the objective is 2 s, 5 sequ" in late.parts[0].reason
+    for signals in (
+        one(NOW_S, pods(4), load(0.5, running=4), ttft_s=2.5),
+        one(NOW_S, pods(4), load(0.5, running=5), ttft_s=2.0),
+        one(NOW_S, pods(4, desired=5, starting=1), load(0.5, running=5), ttft_s=2.5),
+    ):
+        assert decide(signals, chosen, history).replicas("llm") < 5
+
+
 def test_latencies_grow_a_pool_whose_costs_are_not_known_yet_and_nothing_shrinks_it():
     late = one(0.0, pods(4), load(1.0, waiting=8, running=8), ttft_s=8.0)
     assert decide(late, rules(), History()).replicas("llm") == 8

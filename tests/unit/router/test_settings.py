@@ -43,12 +43,30 @@ def test_bad_pools_are_refused_by_name(pools: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("changes", "drain_s"),
+    [
+        ({}, 120),
+        ({"REQUEST_TIMEOUT_S": "7"}, 7),
+        ({"DRAIN_GRACE_S": "30.5"}, 30.5),
+        ({"REQUEST_TIMEOUT_S": "100000"}, 86_400),
+    ],
+)
+def test_a_router_drains_for_its_longest_request_unless_told_otherwise(
+    changes: dict[str, str], drain_s: float
+) -> None:
+    assert RouterSettings.from_env(environ(**changes)).drain_s == drain_s
+
+
+@pytest.mark.parametrize(
     ("name", "value"),
     [
         ("CONTROLLERS", "controller:9000,nowhere"),
         ("WAKE_PATIENCE_S", "0"),
         ("MAX_REQUESTS", "0"),
         ("REQUEST_TIMEOUT_S", "-1"),
+        ("DRAIN_GRACE_S", "-1"),
+        ("DRAIN_GRACE_S", "nan"),
+        ("DRAIN_GRACE_S", "86401"),
         ("HTTP_LISTEN", "here"),
         ("COLOUR", "red"),
     ],
