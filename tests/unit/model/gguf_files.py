@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tests.kernels.builders import raw_blocks
 from understudy.model.config import ModelConfig
+from understudy_kernels import Format
 
 Encode = Callable[[np.ndarray, gguf.GGMLQuantizationType], np.ndarray]
 LAYER_NAMES = {
@@ -42,6 +44,13 @@ ARCHITECTURES = {
 def _interleaved(weight: Tensor, heads: int) -> Tensor:
     # What llama.cpp's converter does to q and k.
     return weight.view(heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
+
+
+def encode_any(array: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray:
+    """Return blocks of any kind; of those that gguf reads and does not write, random ones."""
+    if kind.name in ("Q4_K", "Q6_K"):
+        return raw_blocks(Format[kind.name], *array.shape, seed=array.shape[0])
+    return gguf.quants.quantize(array, kind)
 
 
 def named_tensors(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

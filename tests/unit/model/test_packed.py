@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from tests.kernels.builders import ALL_FORMATS, weight
-from tests.kernels.builders import raw_blocks as random_blocks
 from tests.unit.model.conftest import DENSE, assert_near
-from tests.unit.model.gguf_files import named_tensors, write_gguf
+from tests.unit.model.gguf_files import encode_any, named_tensors, write_gguf
 from understudy.errors import FailedPrecondition
 from understudy.model.decoder import make_decoder
 from understudy.model.packed import Packed, pack
@@ -34,15 +33,9 @@ def _kernels() -> None:
     load()
 
 
-def _encode(array: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray:
-    if kind.name in ("Q4_K", "Q6_K"):  # gguf reads these, and does not write them
-        return random_blocks(Format[kind.name], *array.shape, seed=array.shape[0])
-    return gguf.quants.quantize(array, kind)
-
-
 def _write(path: Path, kind: str) -> None:
     named = named_tensors(WIDE, random_weights(WIDE, seed=3, deviation=0.1))
-    write_gguf(path, WIDE, named, gguf.GGMLQuantizationType[kind], _encode)
+    write_gguf(path, WIDE, named, gguf.GGMLQuantizationType[kind], encode_any)
 
 
 def _logits(loaded: LoadedModel) -> torch.Tensor:
@@ -169,7 +162,7 @@ def test_a_scale_in_a_gguf_that_is_not_finite_is_reported_with_its_tensor(
     kind: str, tmp_path: Path
 ) -> None:
     def broken(array: np.ndarray, quantisation: gguf.GGMLQuantizationType) -> np.ndarray:
-        raw = _encode(array, quantisation)
+        raw = encode_any(array, quantisation)
         if array.shape == (512, 256) and not is_broken:
             is_broken.append(True)
             where = 208 if kind == "Q6_K" else 0
