@@ -188,7 +188,8 @@ def test_unknown_rope_scaling_in_gguf_metadata_is_refused() -> None:
 
 def test_digests_of_models_from_before_a_field_came_stay() -> None:
     # Adapters and KV chunks name models by digests that contain these.
-    dense, mixture = DENSE, replace(MIXTURE, embedding_size=12)
+    dense = replace(DENSE, ffn_size=48)
+    mixture = replace(MIXTURE, ffn_size=48, embedding_size=12)
 
     assert dense.digest() == "488f4f343b23d2251b7cad50967b19b7acf427523582cfc6c846928aef90336c"
     assert mixture.digest() == "00746b2be09bdc64b855573bbe2712803cb5251248655a40d442e600fd2eff5a"
