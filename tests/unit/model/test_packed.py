@@ -12,7 +12,7 @@ from tests.kernels.builders import ALL_FORMATS, weight
 from tests.unit.model.conftest import DENSE, assert_near
 from tests.unit.model.gguf_files import encode_any, named_tensors, write_gguf
 from understudy.errors import FailedPrecondition
-from understudy.model.decoder import make_decoder
+from understudy.model.decoder import Compute, make_decoder
 from understudy.model.packed import Packed, pack
 from understudy.model.paged import PagedKv, PagedSequence
 from understudy.model.safetensors_io import Int8Rows, quantise_rows, save_model
@@ -38,11 +38,15 @@ def _write(path: Path, kind: str) -> None:
     write_gguf(path, WIDE, named, gguf.GGMLQuantizationType[kind], encode_any)
 
 
-def _logits(loaded: LoadedModel) -> torch.Tensor:
+def _logits(loaded: LoadedModel, chunk: int = len(TOKENS)) -> torch.Tensor:
     decoder = make_decoder(loaded.config, loaded.stored, None, loaded.compute)
+    kv = PagedKv(loaded.config, num_blocks=2, block_size=8)
     with torch.inference_mode():
-        kv = PagedKv(loaded.config, num_blocks=2, block_size=8)
-        return decoder.logits(decoder.advance(TOKENS, kv, [PagedSequence([1, 0], 0, len(TOKENS))]))
+        hidden = [
+            decoder.advance(tokens, kv, [PagedSequence([1, 0], index * chunk, len(tokens))])
+            for index, tokens in enumerate(TOKENS.split(chunk))
+        ]
+        return torch.cat([decoder.logits(rows) for rows in hidden])
 
 
 @pytest.mark.parametrize("kind", GGUF_KINDS)
@@ -61,6 +65,17 @@ def test_every_kind_of_gguf_stays_packed_and_gives_the_logits_of_plain_torch(
     assert torch.equal(matrix.dense(), plain.weights[NAME])
     expected = _logits(plain)
     assert (_logits(packed) - expected).abs().max() < 1e-4 * max(1.0, float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("compute", ["exact", "fast"])
+@pytest.mark.parametrize("kind", GGUF_KINDS)
+def test_one_by_one_and_together_are_the_same_bits_in_every_kind(
+    kind: str, compute: Compute, tmp_path: Path
+) -> None:
+    _write(tmp_path / "m.gguf", kind)
+    loaded = load_model(tmp_path / "m.gguf", compute=compute)
+
+    assert torch.equal(_logits(loaded, chunk=1), _logits(loaded))
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_1", "Q6_K"])
