@@ -7,16 +7,23 @@ them adds shard 0, 1, ... in that order. Fused and disaggregated placements of t
 therefore the same arithmetic.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 import torch
 from torch import Tensor
 
 from understudy.errors import NotFound
 from understudy.model.config import ModelConfig
+from understudy.model.expanded import Expanded, report_expanded
 from understudy.model.linear import Matrix, Plain, Weights, matrix
+
+CUT_REASON: Final = (
+    "num_ffn_shards of the model's config cuts through blocks of quantised weights; without that"
+    " key it is chosen so that it does not"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +132,17 @@ def expert_range(config: ModelConfig, shard: int) -> range:
     return range(shard * size, (shard + 1) * size)
 
 
+def _expanded(layer: int, whole: FfnWeights, part: FfnWeights) -> Iterator[Expanded]:
+    """Yield what a cut through blocks of quantised weights left in a wider format."""
+    pairs = (whole.gate, part.gate), (whole.up, part.up), (whole.down, part.down)
+    for name, (before, after) in zip(("gate", "up", "down"), pairs, strict=True):
+        if after.format != before.format:
+            share = math.prod(after.shape) / math.prod(before.shape)
+            full = f"model.layers.{layer}.mlp.{name}_proj.weight"
+            compact = round(before.size_bytes * share)
+            yield Expanded(full, before.format, after.size_bytes, compact)
+
+
 class FfnShards:
     """The weights of some (layer, shard) pairs, and their partial sums: what a worker holds."""
 
@@ -140,7 +158,7 @@ class FfnShards:
         held_shards = list(range(config.num_ffn_shards) if shards is None else shards)
         self._dense: dict[tuple[int, int], FfnWeights] = {}
         self._experts: dict[tuple[int, int], Mixture] = {}
-        size = config.ffn_size // config.num_ffn_shards
+        size, expanded = config.ffn_size // config.num_ffn_shards, list[Expanded]()
         for layer in held_layers:
             for shard in held_shards:
                 if config.is_mixture(layer):
@@ -150,7 +168,10 @@ class FfnShards:
                     )
                 else:
                     whole = dense_weights(weights, layer)
-                    self._dense[layer, shard] = whole.slice(shard * size, (shard + 1) * size)
+                    part = whole.slice(shard * size, (shard + 1) * size)
+                    expanded += _expanded(layer, whole, part)
+                    self._dense[layer, shard] = part
+        report_expanded(expanded, CUT_REASON)
 
     def dense(self, layer: int, shard: int) -> FfnWeights:
         """Return one slice of a dense feed-forward that is held."""

@@ -4,8 +4,9 @@ For llama, llama.cpp's converter interleaves the rows of q and k for its rotary 
 put back here, so that tensors equal those of the Hugging Face checkpoint.
 """
 
+import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -18,7 +19,9 @@ from torch import Tensor
 from understudy.errors import FailedPrecondition
 from understudy.gguf_header import TensorEntry, map_file, parse_header
 from understudy.model.config import ModelConfig
+from understudy.model.expanded import Expanded, report_expanded
 from understudy.model.families import FAMILIES, gguf_names, read_gguf_config
+from understudy.model.families.family import FFN_BLOCK
 
 NAMES: Final[Mapping[str, str]] = {
     "token_embd": "model.embed_tokens",
@@ -59,6 +62,10 @@ FLOAT_KINDS: Final[Mapping[str, torch.dtype]] = {
 }
 BLOCK_KINDS: Final = frozenset(("Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K"))
 """Quantised types that are computed with as they are."""
+KINDS_REASON: Final = (
+    f"only {', '.join(sorted(BLOCK_KINDS))} are computed with as they are; quantise to one of them"
+)
+FLOAT_BYTES: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +90,11 @@ def read_gguf_blocks(
 ) -> tuple[ModelConfig, Iterator[tuple[str, Tensor | GgufBlocks]]]:
     """Return the config, and the tensors one after the other, quantised matrices in their blocks.
 
-    Matrices of 16 bits stay so; everything else is float32. Raises what `read_gguf` raises.
+    Matrices of 16 bits stay so; everything else is float32, and a warning says so of quantised
+    matrices. Raises what `read_gguf` raises.
     """
     config, content, entries = _open(path)
+    report_expanded(list(_expanded(entries)), f"{path.name}: {KINDS_REASON}")
     return config, _stored(path, config, content, entries)
 
 
@@ -102,8 +111,25 @@ def _open(path: Path) -> tuple[ModelConfig, memoryview, list[TensorEntry]]:
         metadata,
         tie_embeddings="output.weight" not in entries,
         rope_factors=() if table is None else _dequantise(path, content, table).tolist(),
+        ffn_block=max([FFN_BLOCK, *(_block(entry) for entry in entries.values())]),
     )
     return config, content, list(entries.values())
+
+
+def _block(entry: TensorEntry) -> int:
+    """Return how many weights share a scale, of a tensor that may be cut between its columns."""
+    match = LAYER_PATTERN.fullmatch(entry.name)
+    is_cut = match is not None and match[2] == "ffn_down"
+    return gguf.GGML_QUANT_SIZES[entry.kind][0] if is_cut else 1
+
+
+def _expanded(entries: Iterable[TensorEntry]) -> Iterator[Expanded]:
+    """Yield the quantised matrices that no kernel computes with."""
+    computed = {*BLOCK_KINDS, *FLOAT_KINDS, "F32"}
+    for entry in entries:
+        if len(entry.shape) > 1 and entry.kind.name not in computed:
+            size_bytes = FLOAT_BYTES * math.prod(entry.shape)
+            yield Expanded(entry.name, entry.kind.name, size_bytes, entry.size_bytes)
 
 
 def _tensors(

@@ -21,6 +21,16 @@ class Matrix(Protocol):
         """The shape (N, K) that the matrix stands for, whatever it takes in memory."""
         ...
 
+    @property
+    def format(self) -> str:
+        """What its values are kept in, such as `Q4_K` or `float32`."""
+        ...
+
+    @property
+    def size_bytes(self) -> int:
+        """What it takes in memory."""
+        ...
+
     def multiply(self, hidden: Tensor) -> Tensor:
         """Return `hidden` (T, K) times the transposed matrix, (T, N), in hidden's dtype."""
         ...
@@ -61,6 +71,16 @@ class Plain:
     def shape(self) -> tuple[int, ...]:
         """The tensor's shape."""
         return tuple(self.weight.shape)
+
+    @property
+    def format(self) -> str:
+        """The tensor's dtype."""
+        return str(self.weight.dtype).removeprefix("torch.")
+
+    @property
+    def size_bytes(self) -> int:
+        """The tensor's size."""
+        return self.weight.nbytes
 
     def multiply(self, hidden: Tensor) -> Tensor:
         """Multiply in hidden's precision."""

@@ -1,7 +1,8 @@
 """Matrices in the kernels' layout, multiplied without ever being expanded in memory.
 
 For inference only: no gradient flows through them. Cutting one apart moves its blocks; where a cut
-runs through a block, the part is kept in a float format with the same values.
+runs through a block, the part is kept in a float format with the same values, which canonical cuts
+never do (`families.family.shards_for`) and `FfnShards` reports.
 """
 
 from dataclasses import dataclass, replace
@@ -38,6 +39,16 @@ class Packed:
     def shape(self) -> tuple[int, ...]:
         """The shape (N, K) that the matrix stands for."""
         return (self.weight.num_out, self.weight.num_in)
+
+    @property
+    def format(self) -> str:
+        """The name of the kernels' format."""
+        return self.weight.format.name
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of the packed weight."""
+        return self.weight.data.numel()
 
     def multiply(self, hidden: Tensor) -> Tensor:
         """Return `hidden` (T, K) float32 times the transposed matrix."""

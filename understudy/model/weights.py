@@ -13,6 +13,7 @@ from torch import Tensor
 from understudy.errors import FailedPrecondition
 from understudy.model.config import ModelConfig
 from understudy.model.decoder import Compute
+from understudy.model.expanded import Expanded, report_expanded
 from understudy.model.families import family_named
 from understudy.model.gguf import GgufBlocks, read_gguf, read_gguf_blocks
 from understudy.model.linear import Matrix, Weights
@@ -110,6 +111,7 @@ def _load_packed(path: Path, matrix_type: MatrixType, compute: Compute) -> Loade
 
     vectors: dict[str, Tensor] = {}
     packed: dict[str, Matrix] = {}
+    expanded: list[Expanded] = []
     config, files, stored = _open_stored(path)
     stacks = ExpertStacks(config)
     expected = dict(expected_shapes(config))
@@ -122,6 +124,9 @@ def _load_packed(path: Path, matrix_type: MatrixType, compute: Compute) -> Loade
         kept_as = matrix_type if is_wide and _is_rounded(name) else "float32"
         matrix = pack(name, value, kept_as, is_exact=compute == "exact")
         packed[name] = stacks.placed(name, matrix)
+        if isinstance(value, Int8Rows) and matrix.format == "F32":
+            expanded.append(Expanded(name, "int8", matrix.size_bytes, value.values.nbytes))
+    report_expanded(expanded, "their inputs fill no blocks of 32")
     _check_names(expected, {**vectors, **packed}, path.name)
     _check_finite(vectors, path.name)
     digest = _digest(config, files)

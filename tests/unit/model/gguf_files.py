@@ -8,7 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tests.kernels.builders import raw_blocks
 from understudy.model.config import ModelConfig
+from understudy_kernels import Format
+from understudy_kernels.packing import RAW_BYTES
 
 Encode = Callable[[np.ndarray, gguf.GGMLQuantizationType], np.ndarray]
 LAYER_NAMES = {
@@ -42,6 +45,23 @@ ARCHITECTURES = {
 def _interleaved(weight: Tensor, heads: int) -> Tensor:
     # What llama.cpp's converter does to q and k.
     return weight.view(heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
+
+
+def encode_any(array: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray:
+    """Return blocks of any kind; of those that gguf reads and does not write, random ones.
+
+    Those deviate by about 0.1.
+    """
+    smaller = {"Q4_K": (1 / 32, (0, 2)), "Q6_K": (1 / 128, (208,))}.get(kind.name)
+    if smaller is None:
+        return gguf.quants.quantize(array, kind)
+    factor, offsets = smaller
+    raw = raw_blocks(Format[kind.name], *array.shape, seed=array.shape[0])
+    blocks = raw.reshape(-1, RAW_BYTES[Format[kind.name]])
+    for at in offsets:
+        scales = np.ascontiguousarray(blocks[:, at : at + 2]).view(np.float16) * np.float16(factor)
+        blocks[:, at : at + 2] = scales.view(np.uint8)
+    return raw
 
 
 def named_tensors(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ NUM_NEW = 8
 SHAPE: Mapping[str, object] = {
     "vocab_size": 97,
     "hidden_size": 32,
-    "intermediate_size": 48,
+    "intermediate_size": 64,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
@@ -115,7 +115,7 @@ CASES: Mapping[str, tuple[str, Mapping[str, object]]] = {
         {
             **LATENT,
             "num_layers": 2,
-            "ffn_hidden_size": 48,
+            "ffn_hidden_size": 64,
             "head_dim": 6,
             "n_routed_experts": 6,
             "zero_expert_num": 3,

@@ -21,10 +21,18 @@ from understudy.model.paged import PagedKv, PagedSequence
 from understudy.model.safetensors_io import save_model
 from understudy.model.sampling import SamplingParams, sample
 from understudy.model.transformer import Transformer
-from understudy.model.weights import LoadedModel, load_model, random_weights
+from understudy.model.weights import LoadedModel, MatrixType, load_model, random_weights
 from understudy_kernels import load
 
 COMPILABLE = {name: config for name, config in ALL.items() if is_compilable(config)}
+# Only quantised weights are computed with in another way when it has to be fast.
+ARITHMETICS: list[tuple[MatrixType, Compute]] = [
+    ("float32", "exact"),
+    ("bfloat16", "exact"),
+    ("int8", "exact"),
+    ("int8", "fast"),
+    ("int4", "fast"),
+]
 LENGTHS = (13, 1, 22)
 TOKENS = [(torch.arange(length) * 7 + length) % 97 for length in LENGTHS]
 TABLES = [[4, 0, 5], [1], [2, 7, 3]]
@@ -35,10 +43,12 @@ def _kernels() -> None:
     load()
 
 
-def _loaded(config: ModelConfig, directory: Path, compute: Compute) -> LoadedModel:
+def _loaded(
+    config: ModelConfig, directory: Path, compute: Compute, kept_as: MatrixType = "float32"
+) -> LoadedModel:
     if not (directory / "config.json").exists():
         save_model(directory, config, random_weights(config, seed=7, deviation=0.3))
-    return load_model(directory, compute=compute)
+    return load_model(directory, kept_as, compute)
 
 
 def _decoder(loaded: LoadedModel) -> Decoder:
@@ -108,14 +118,31 @@ def test_every_type_of_kv_holds_what_plain_torch_holds(
         assert_near(ours_rows, their_rows, tolerance)
 
 
-@pytest.mark.parametrize("compute", ["exact", "fast"])
-@pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("name", COMPILABLE)
+def test_the_arithmetics_of_these_tests_are_different_ones(name: str, tmp_path: Path) -> None:
+    config = COMPILABLE[name]
+    loaded = [_loaded(config, tmp_path, compute, kept) for kept, compute in ARITHMETICS]
+    rows = [_whole(_decoder(each), _kv(config))[0] for each in loaded]
+
+    down = "model.layers.0.mlp.down_proj.weight"
+    down = down if down in loaded[0].packed else "model.layers.0.mlp.experts.0.down_proj.weight"
+    formats = ["F32", "BF16", "Q8_0", "Q8_0", "Q4_0"]
+    assert [each.packed[down].format for each in loaded] == formats
+    for index, one in enumerate(rows):
+        assert not any(torch.equal(one, other) for other in rows[index + 1 :])
+
+
+@pytest.mark.parametrize(
+    ("kv_dtype", "kept_as", "compute"),
+    [("float32", *arithmetic) for arithmetic in ARITHMETICS]
+    + [("bfloat16", "bfloat16", "exact"), ("int8", "int8", "exact"), ("int8", "int8", "fast")],
+)
 @pytest.mark.parametrize("name", COMPILABLE)
 def test_chunks_decodes_and_company_change_no_bit(
-    name: str, kv_dtype: str, compute: Compute, tmp_path: Path
+    name: str, kv_dtype: str, kept_as: MatrixType, compute: Compute, tmp_path: Path
 ) -> None:
     config, dtype = COMPILABLE[name], DTYPES[kv_dtype]
-    decoder = _decoder(_loaded(config, tmp_path, compute))
+    decoder = _decoder(_loaded(config, tmp_path, compute, kept_as))
     whole = _whole(decoder, _kv(config, dtype))
 
     kv = _kv(config, dtype)
@@ -148,11 +175,13 @@ class _Apart:
         return Pending()
 
 
-@pytest.mark.parametrize("compute", ["exact", "fast"])
+@pytest.mark.parametrize(("kept_as", "compute"), ARITHMETICS)
 @pytest.mark.parametrize("name", COMPILABLE)
-def test_experts_elsewhere_change_no_bit(name: str, compute: Compute, tmp_path: Path) -> None:
+def test_experts_elsewhere_change_no_bit(
+    name: str, kept_as: MatrixType, compute: Compute, tmp_path: Path
+) -> None:
     config = COMPILABLE[name]
-    loaded = _loaded(config, tmp_path, compute)
+    loaded = _loaded(config, tmp_path, compute, kept_as)
     shards = range(config.num_ffn_shards)
     apart = _Apart([FfnShards(config, loaded.stored, shards=[shard]) for shard in shards])
     remote = make_decoder(config, loaded.stored, apart, compute)
@@ -162,11 +191,11 @@ def test_experts_elsewhere_change_no_bit(name: str, compute: Compute, tmp_path: 
     assert all(torch.equal(actual, expected) for actual, expected in rows)
 
 
-@pytest.mark.parametrize("compute", ["exact", "fast"])
+@pytest.mark.parametrize(("kept_as", "compute"), ARITHMETICS)
 def test_an_adapter_changes_its_own_rows_and_no_bit_of_others(
-    compute: Compute, tmp_path: Path
+    kept_as: MatrixType, compute: Compute, tmp_path: Path
 ) -> None:
-    loaded = _loaded(DENSE, tmp_path, compute)
+    loaded = _loaded(DENSE, tmp_path, compute, kept_as)
     decoder = _decoder(loaded)
     adapter = prepare_adapter(trained_adapter(DENSE), compute)
     alone = [

@@ -157,8 +157,17 @@ def test_more_active_experts_than_experts_are_refused(mixture_config: ModelConfi
         replace(mixture_config, num_experts_per_token=5)
 
 
-def test_odd_ffn_gets_a_single_shard() -> None:
-    assert read_hf({**SMOLLM2, "intermediate_size": 1535}).num_ffn_shards == 1
+@pytest.mark.parametrize(
+    ("ffn_size", "num_shards"), [(1535, 1), (96, 1), (128, 2), (4864, 2), (11008, 2)]
+)
+def test_an_ffn_is_cut_between_blocks_or_not_at_all(ffn_size: int, num_shards: int) -> None:
+    assert read_hf({**SMOLLM2, "intermediate_size": ffn_size}).num_ffn_shards == num_shards
+
+
+def test_a_dense_layer_of_a_mixture_is_cut_between_blocks_or_not_at_all() -> None:
+    assert read_hf(DEEPSEEK_V3).num_ffn_shards == 2
+    assert read_hf({**DEEPSEEK_V3, "intermediate_size": 18464}).num_ffn_shards == 1
+    assert read_hf({**DEEPSEEK_V3, "n_routed_experts": 255, "n_group": 1}).num_ffn_shards == 1
 
 
 def test_unknown_rope_scaling_in_gguf_metadata_is_refused() -> None:
@@ -179,7 +188,8 @@ def test_unknown_rope_scaling_in_gguf_metadata_is_refused() -> None:
 
 def test_digests_of_models_from_before_a_field_came_stay() -> None:
     # Adapters and KV chunks name models by digests that contain these.
-    dense, mixture = DENSE, replace(MIXTURE, embedding_size=12)
+    dense = replace(DENSE, ffn_size=48)
+    mixture = replace(MIXTURE, ffn_size=48, embedding_size=12)
 
     assert dense.digest() == "488f4f343b23d2251b7cad50967b19b7acf427523582cfc6c846928aef90336c"
     assert mixture.digest() == "00746b2be09bdc64b855573bbe2712803cb5251248655a40d442e600fd2eff5a"

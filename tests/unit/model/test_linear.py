@@ -38,6 +38,14 @@ class _Int8:
     def shape(self) -> tuple[int, ...]:
         return tuple(self.values.shape)
 
+    @property
+    def format(self) -> str:
+        return "int8"
+
+    @property
+    def size_bytes(self) -> int:
+        return self.values.nbytes + self.scales.nbytes
+
     def multiply(self, hidden: Tensor) -> Tensor:
         return functional.linear(hidden, self.values.float()) * self.scales
 

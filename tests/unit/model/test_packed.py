@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from tests.kernels.builders import ALL_FORMATS, weight
-from tests.kernels.builders import raw_blocks as random_blocks
 from tests.unit.model.conftest import DENSE, assert_near
-from tests.unit.model.gguf_files import named_tensors, write_gguf
+from tests.unit.model.gguf_files import encode_any, named_tensors, write_gguf
 from understudy.errors import FailedPrecondition
-from understudy.model.decoder import make_decoder
+from understudy.model.decoder import Compute, make_decoder
 from understudy.model.packed import Packed, pack
 from understudy.model.paged import PagedKv, PagedSequence
 from understudy.model.safetensors_io import Int8Rows, quantise_rows, save_model
@@ -34,22 +33,20 @@ def _kernels() -> None:
     load()
 
 
-def _encode(array: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray:
-    if kind.name in ("Q4_K", "Q6_K"):  # gguf reads these, and does not write them
-        return random_blocks(Format[kind.name], *array.shape, seed=array.shape[0])
-    return gguf.quants.quantize(array, kind)
-
-
 def _write(path: Path, kind: str) -> None:
     named = named_tensors(WIDE, random_weights(WIDE, seed=3, deviation=0.1))
-    write_gguf(path, WIDE, named, gguf.GGMLQuantizationType[kind], _encode)
+    write_gguf(path, WIDE, named, gguf.GGMLQuantizationType[kind], encode_any)
 
 
-def _logits(loaded: LoadedModel) -> torch.Tensor:
+def _logits(loaded: LoadedModel, chunk: int = len(TOKENS)) -> torch.Tensor:
     decoder = make_decoder(loaded.config, loaded.stored, None, loaded.compute)
+    kv = PagedKv(loaded.config, num_blocks=2, block_size=8)
     with torch.inference_mode():
-        kv = PagedKv(loaded.config, num_blocks=2, block_size=8)
-        return decoder.logits(decoder.advance(TOKENS, kv, [PagedSequence([1, 0], 0, len(TOKENS))]))
+        hidden = [
+            decoder.advance(tokens, kv, [PagedSequence([1, 0], index * chunk, len(tokens))])
+            for index, tokens in enumerate(TOKENS.split(chunk))
+        ]
+        return torch.cat([decoder.logits(rows) for rows in hidden])
 
 
 @pytest.mark.parametrize("kind", GGUF_KINDS)
@@ -68,6 +65,17 @@ def test_every_kind_of_gguf_stays_packed_and_gives_the_logits_of_plain_torch(
     assert torch.equal(matrix.dense(), plain.weights[NAME])
     expected = _logits(plain)
     assert (_logits(packed) - expected).abs().max() < 1e-4 * max(1.0, float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("compute", ["exact", "fast"])
+@pytest.mark.parametrize("kind", GGUF_KINDS)
+def test_one_by_one_and_together_are_the_same_bits_in_every_kind(
+    kind: str, compute: Compute, tmp_path: Path
+) -> None:
+    _write(tmp_path / "m.gguf", kind)
+    loaded = load_model(tmp_path / "m.gguf", compute=compute)
+
+    assert torch.equal(_logits(loaded, chunk=1), _logits(loaded))
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_1", "Q6_K"])
@@ -141,10 +149,11 @@ def test_safetensors_are_kept_in_groups_of_few_bits(
 
 
 def test_matrices_that_fill_no_blocks_stay_as_they_are(tmp_path: Path) -> None:
-    weights = random_weights(DENSE, seed=3)
-    save_model(tmp_path, DENSE, weights)
+    config = replace(DENSE, ffn_size=48)
+    weights = random_weights(config, seed=3)
+    save_model(tmp_path, config, weights)
     loaded = load_model(tmp_path, "int4", "exact")
-    name = "model.layers.0.mlp.down_proj.weight"  # 48 inputs
+    name = "model.layers.0.mlp.down_proj.weight"
     assert torch.equal(loaded.packed[name].dense(), weights[name])
     assert not torch.equal(loaded.packed[NAME].dense(), weights[NAME])
 
@@ -169,7 +178,7 @@ def test_a_scale_in_a_gguf_that_is_not_finite_is_reported_with_its_tensor(
     kind: str, tmp_path: Path
 ) -> None:
     def broken(array: np.ndarray, quantisation: gguf.GGMLQuantizationType) -> np.ndarray:
-        raw = _encode(array, quantisation)
+        raw = encode_any(array, quantisation)
         if array.shape == (512, 256) and not is_broken:
             is_broken.append(True)
             where = 208 if kind == "Q6_K" else 0

@@ -20,7 +20,7 @@ from understudy.model.weights import load_model
 SHAPE = {
     "vocab_size": 97,
     "hidden_size": 32,
-    "intermediate_size": 48,
+    "intermediate_size": 64,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,

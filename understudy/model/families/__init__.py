@@ -21,7 +21,13 @@ from understudy.model.families import (
     qwen3_moe,
     step3,
 )
-from understudy.model.families.family import Family, GgufNames, read_shards, shards_for
+from understudy.model.families.family import (
+    FFN_BLOCK,
+    Family,
+    GgufNames,
+    read_shards,
+    shards_for,
+)
 from understudy.model.families.rope_fields import read_gguf_rope, read_rope, write_rope
 from understudy.model.fields import Fields
 
@@ -85,7 +91,7 @@ def read_hf(raw: Mapping[str, object]) -> ModelConfig:
     config = family.read(fields, dense)
     if config.is_moe:
         return config
-    return replace(config, num_ffn_shards=read_shards(fields, ffn_size))
+    return replace(config, num_ffn_shards=read_shards(fields, ffn_size=ffn_size))
 
 
 def write_hf(config: ModelConfig) -> dict[str, object]:
@@ -135,12 +141,17 @@ def gguf_names(raw: Mapping[str, object]) -> tuple[Family, GgufNames]:
 
 
 def read_gguf_config(
-    raw: Mapping[str, object], *, tie_embeddings: bool, rope_factors: Sequence[float] = ()
+    raw: Mapping[str, object],
+    *,
+    tie_embeddings: bool,
+    rope_factors: Sequence[float] = (),
+    ffn_block: int = FFN_BLOCK,
 ) -> ModelConfig:
     """Read GGUF metadata given as plain values; the caller saw whether `output.weight` exists.
 
-    `rope_factors` is the table `rope_freqs.weight` where there is one. Raises FailedPrecondition
-    naming the family or key that is missing or not supported.
+    `rope_factors` is the table `rope_freqs.weight` where there is one, `ffn_block` the weights that
+    share a scale where a dense FFN is cut. Raises FailedPrecondition naming the family or key that
+    is missing or not supported.
     """
     family, names = gguf_names(raw)
     everything = Fields(raw, "GGUF metadata")
@@ -157,7 +168,9 @@ def read_gguf_config(
             eos_ids=everything.integers("tokenizer.ggml.eos_token_id"),
         ),
     )
-    shards = config.num_ffn_shards if config.is_moe else shards_for(config.ffn_size)
+    if config.is_moe:
+        return config
+    shards = shards_for(ffn_size=config.ffn_size, block=ffn_block)
     return replace(config, num_ffn_shards=shards)
 
 

@@ -48,7 +48,6 @@ def read_mixture(fields: Fields, config: ModelConfig, gate: GateRule) -> ModelCo
     num_dense = fields.integer("first_k_dense_replace", 0)
     fields.require("moe_layer_freq", 1)
     expert_size = fields.integer("moe_intermediate_size")
-    sizes = (num_experts, config.ffn_size) if num_dense else (num_experts,)
     return replace(
         config,
         num_experts=num_experts,
@@ -57,7 +56,9 @@ def read_mixture(fields: Fields, config: ModelConfig, gate: GateRule) -> ModelCo
         shared_size=expert_size * fields.integer("n_shared_experts", 0),
         dense_layers=tuple(range(min(num_dense, config.num_layers))),
         gate=gate,
-        num_ffn_shards=read_shards(fields, *sizes),
+        num_ffn_shards=read_shards(
+            fields, num_experts=num_experts, ffn_size=config.ffn_size if num_dense else None
+        ),
     )
 
 

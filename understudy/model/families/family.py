@@ -20,6 +20,8 @@ KEYS: Final = (
     "max_position_embeddings",
 )
 """Keys of `config.json` that a family may call something else."""
+FFN_BLOCK: Final = 32
+"""Weights that share a scale in int8, int4 and the GGUF types but Q4_K and Q6_K."""
 
 
 def unchanged(_: Fields, config: ModelConfig) -> ModelConfig:
@@ -84,11 +86,22 @@ class Family:
         return name
 
 
-def shards_for(*sizes: int) -> int:
-    """Return the canonical number of partial sums that divides every size."""
-    return DEFAULT_SHARDS if all(size % DEFAULT_SHARDS == 0 for size in sizes) else 1
+def shards_for(
+    *, num_experts: int | None = None, ffn_size: int | None = None, block: int = FFN_BLOCK
+) -> int:
+    """Return the canonical number of partial sums for the experts and dense FFNs that there are.
+
+    It divides the experts, and cuts a dense FFN between blocks of quantised weights: part of a
+    block could only be kept in a wider format. What neither allows is one sum.
+    """
+    sizes = [(num_experts, 1), (ffn_size, block)]
+    is_cut = all(size is None or size % (DEFAULT_SHARDS * unit) == 0 for size, unit in sizes)
+    return DEFAULT_SHARDS if is_cut else 1
 
 
-def read_shards(fields: Fields, *sizes: int) -> int:
+def read_shards(
+    fields: Fields, *, num_experts: int | None = None, ffn_size: int | None = None
+) -> int:
     """Return the number of partial sums that a file of ours names, or the canonical one."""
-    return fields.integer("num_ffn_shards", shards_for(*sizes))
+    canonical = shards_for(num_experts=num_experts, ffn_size=ffn_size)
+    return fields.integer("num_ffn_shards", canonical)

@@ -35,7 +35,7 @@ def _read(fields: Fields, config: ModelConfig) -> ModelConfig:
             scale=fields.number("routed_scaling_factor", 6.0),
             has_bias=True,
         ),
-        num_ffn_shards=read_shards(fields, num_experts),
+        num_ffn_shards=read_shards(fields, num_experts=num_experts),
     )
 
 

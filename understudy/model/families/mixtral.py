@@ -13,7 +13,7 @@ def _read(fields: Fields, config: ModelConfig) -> ModelConfig:
         config,
         num_experts=num_experts,
         num_experts_per_token=fields.integer("num_experts_per_tok"),
-        num_ffn_shards=read_shards(fields, num_experts),
+        num_ffn_shards=read_shards(fields, num_experts=num_experts),
     )
 
 
@@ -23,7 +23,7 @@ def _read_gguf(fields: Fields, config: ModelConfig) -> ModelConfig:
         config,
         num_experts=num_experts,
         num_experts_per_token=fields.integer("expert_used_count"),
-        num_ffn_shards=shards_for(num_experts),
+        num_ffn_shards=shards_for(num_experts=num_experts),
     )
 
 

@@ -15,7 +15,6 @@ def read_mixture(fields: Fields, config: ModelConfig) -> ModelConfig:
     step = fields.integer("decoder_sparse_step", 1)
     dense = set(fields.integers("mlp_only_layers"))
     dense |= {layer for layer in range(config.num_layers) if (layer + 1) % max(1, step)}
-    sizes = (num_experts, config.ffn_size) if dense else (num_experts,)
     return replace(
         config,
         num_experts=num_experts,
@@ -23,7 +22,9 @@ def read_mixture(fields: Fields, config: ModelConfig) -> ModelConfig:
         expert_size=fields.integer("moe_intermediate_size"),
         dense_layers=tuple(sorted(dense.intersection(range(config.num_layers)))),
         gate=GateRule(is_normalised=fields.flag("norm_topk_prob", default=False)),
-        num_ffn_shards=read_shards(fields, *sizes),
+        num_ffn_shards=read_shards(
+            fields, num_experts=num_experts, ffn_size=config.ffn_size if dense else None
+        ),
     )
 
 
@@ -47,5 +48,5 @@ def read_gguf_mixture(fields: Fields, config: ModelConfig) -> ModelConfig:
         num_experts=num_experts,
         num_experts_per_token=fields.integer("expert_used_count"),
         expert_size=fields.integer("expert_feed_forward_length"),
-        num_ffn_shards=shards_for(num_experts),
+        num_ffn_shards=shards_for(num_experts=num_experts),
     )

@@ -16,7 +16,6 @@ def _read(fields: Fields, config: ModelConfig) -> ModelConfig:
     num_experts = fields.integer("moe_num_experts")
     mixtures = _layers(fields)
     dense = tuple(layer for layer in range(config.num_layers) if layer not in mixtures)
-    sizes = (num_experts, config.ffn_size) if dense else (num_experts,)
     return replace(
         config,
         query_rank=fields.optional_integer("share_q_dim"),
@@ -26,7 +25,9 @@ def _read(fields: Fields, config: ModelConfig) -> ModelConfig:
         shared_size=fields.integer("share_expert_dim"),
         dense_layers=dense,
         gate=GateRule(is_normalised=fields.flag("norm_expert_weight", default=False)),
-        num_ffn_shards=read_shards(fields, *sizes),
+        num_ffn_shards=read_shards(
+            fields, num_experts=num_experts, ffn_size=config.ffn_size if dense else None
+        ),
     )
 
 
