@@ -24,7 +24,7 @@ from understudy.errors import FailedPrecondition
 from understudy.model.decoder import resolve_compute
 from understudy.model.locate import locate_model
 from understudy.model.weights import load_model
-from understudy.serving import HealthState, give_back_memory
+from understudy.serving import HealthState, give_back_memory, return_large_buffers
 
 
 @asynccontextmanager
@@ -36,6 +36,7 @@ async def open_worker(
     Raises FailedPrecondition for a model that cannot be loaded or divided as the settings say.
     """
     torch.set_num_threads(settings.threads)
+    return_large_buffers()
     holdings = await asyncio.to_thread(load_holdings, settings)
     metrics = ExpertsMetrics.on(registry)
     spans = SpanAggregator(holdings.config.num_layers, export_span)
