@@ -7,6 +7,7 @@ bits: a row does not notice which of the two ways its step took.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -79,7 +80,6 @@ class CompiledDecoder:
         self._whole = None
         if local is not None and not config.is_moe and config.query_rank is None:
             self._whole = _whole(config, self._layers, local)
-        self._angles = AngleTable(Rotary(config))
         self._scale = config.head_dim**-0.5
         self._embedding = matrix(weights, "model.embed_tokens.weight")
         self._norm = vector(weights, "model.norm.weight")
@@ -88,6 +88,7 @@ class CompiledDecoder:
         self._down = matrix(weights, "model.embed_down_proj.weight") if is_factorised else None
         is_tied = config.tie_embeddings
         self._head = self._embedding if is_tied else matrix(weights, "lm_head.weight")
+        self._angles = AngleTable(Rotary(config), self._norm.device)
         self._stacked: tuple[PagedKv, Plane] | None = None
 
     def advance(
@@ -140,13 +141,14 @@ class CompiledDecoder:
             )
         drawn = map(uniform, seeds, positions)
         uniforms = [u if p.temperature > 0 else 0.0 for u, p in zip(drawn, params, strict=True)]
+        floats = partial(torch.tensor, dtype=torch.float64, device=logits.device)
         tokens, logprobs, margins, losses = ops.sample_tokens(
             logits.contiguous(),
             mask,
-            torch.tensor([p.temperature for p in params], dtype=torch.float64),
-            torch.tensor([p.top_k for p in params]),
-            torch.tensor([p.top_p for p in params], dtype=torch.float64),
-            torch.tensor(uniforms, dtype=torch.float64),
+            floats([p.temperature for p in params]),
+            torch.tensor([p.top_k for p in params], device=logits.device),
+            floats([p.top_p for p in params]),
+            floats(uniforms),
         )
         return Sampled(tokens, logprobs, margins, losses)
 
@@ -227,13 +229,14 @@ class CompiledDecoder:
         owners = np.repeat(np.arange(len(sequences), dtype=np.int32), counts)
         positions = np.concatenate([np.arange(s.num_cached, s.end) for s in sequences])
         slots = tables[owners, positions // size].astype(np.int64) * size + positions % size
-        angles = self._angles.rows(torch.from_numpy(positions), max(ends) - 1)
+        device = kv.device
+        angles = self._angles.rows(torch.from_numpy(positions).to(device), max(ends) - 1)
         rows = Rows(
-            torch.from_numpy(tables),
-            torch.from_numpy(owners),
-            torch.from_numpy((positions + 1).astype(np.int32)),
+            torch.from_numpy(tables).to(device),
+            torch.from_numpy(owners).to(device),
+            torch.from_numpy((positions + 1).astype(np.int32)).to(device),
         )
-        return _Step(angles, torch.from_numpy(slots), rows)
+        return _Step(angles, torch.from_numpy(slots).to(device), rows)
 
 
 def _view(plane: Plane, layer: int) -> CacheView:
