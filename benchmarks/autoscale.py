@@ -95,15 +95,15 @@ def print_placements(trace: Trace) -> None:
             print(f"| {replicas} | {name} | {cells} |", flush=True)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Compare all policies on all scenarios."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.autoscale", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="only the start of the trace")
     parser.add_argument("--trace", type=Path, default=AZURE_CONV, help="CSV of the same columns")
     parser.add_argument("--json", type=Path, help="write everything here")
     parser.add_argument("--measure", action="store_true", help="time the engine and print costs")
     parser.add_argument("--placement", action="store_true", help="compare what counts as load")
-    wanted = parser.parse_args()
+    wanted = parser.parse_args(arguments)
     if wanted.measure:
         print(measure())
         return

@@ -7,7 +7,13 @@ import torch
 from torch import Tensor
 
 from understudy_kernels import DecoderLayers, Format, PackedLinear, Rows, ops
-from understudy_kernels.packing import pack_dense, pack_gguf
+from understudy_kernels.packing import (
+    RAW_BYTES,
+    pack_dense,
+    pack_gguf,
+    quantise_int4,
+    quantise_int8,
+)
 
 SIZE: Final = 576
 FFN: Final = 1536
@@ -16,7 +22,7 @@ NUM_KV: Final = 3
 DIM: Final = 64
 LAYERS: Final = 30
 VOCAB: Final = 49_152
-RAW_BYTES: Final = {Format.Q8_0: 34, Format.Q4_1: 20, Format.Q4_K: 144, Format.Q6_K: 210}
+OWN_GROUP: Final = 64
 SCALE_BYTES: Final = {Format.Q4_1: 4, Format.Q4_K: 4}
 
 
@@ -35,6 +41,14 @@ def random_weight(kind: Format, num_out: int, num_in: int) -> PackedLinear:
         count = SCALE_BYTES.get(kind, 2)
         blocks[..., :count] = scales[:count]
     return pack_gguf(raw, kind)
+
+
+def quantised_here(weight: Tensor) -> dict[str, PackedLinear]:
+    """Return a weight in our own int8 and int4, with a scale for every 64 inputs."""
+    return {
+        "own int8": quantise_int8(weight, OWN_GROUP),
+        "own int4": quantise_int4(weight, OWN_GROUP),
+    }
 
 
 def shapes() -> list[tuple[int, int]]:

@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.kernel_inputs import random_weight
-from benchmarks.measure import Figure, figure, interleaved
+from benchmarks.kernel_setup import Setup
+from benchmarks.measure import Figure, figure
 from understudy_kernels import Format, LatentView, PackedFfn, Rows, ops
 from understudy_kernels.formats import PackedExperts
 from understudy_kernels.packing import pack_heads, stack_experts
@@ -17,18 +18,18 @@ HEADS, RANK, NOPE_DIM, ROPE_DIM, VALUE_DIM = 16, 512, 128, 64, 128
 BLOCK_SIZE = 16
 
 
-def mixtures(num_rounds: int) -> list[Figure]:
+def mixtures(setup: Setup) -> list[Figure]:
     """Measure experts for a few and many rows, latents for decodes and a chunk of a prompt."""
     return [
-        _experts(num_rounds, Format.BF16, 32),
-        *(_experts(num_rounds, Format.Q4_1, num_rows) for num_rows in (1, 8, 256)),
-        *(_latent(num_rounds, 8, 2048, dtype) for dtype in (torch.float32, torch.bfloat16)),
-        _latent(num_rounds, 1, 2048, torch.float32),
-        _latent_chunk(num_rounds),
+        _experts(setup, Format.BF16, 32),
+        *(_experts(setup, Format.Q4_1, num_rows) for num_rows in (1, 8, 256)),
+        *(_latent(setup, 8, 2048, dtype) for dtype in (torch.float32, torch.bfloat16)),
+        _latent(setup, 1, 2048, torch.float32),
+        _latent_chunk(setup),
     ]
 
 
-def _experts(num_rounds: int, kind: Format, num_rows: int) -> Figure:
+def _experts(setup: Setup, kind: Format, num_rows: int) -> Figure:
     shapes = ((EXPERT_SIZE, SIZE), (EXPERT_SIZE, SIZE), (SIZE, EXPERT_SIZE))
     held = [
         PackedFfn(*(random_weight(kind, out, inner) for out, inner in shapes))
@@ -63,7 +64,11 @@ def _experts(num_rounds: int, kind: Format, num_rows: int) -> Figure:
         "torch float32 loop": lambda: one_by_one(in_torch),
     }
     name = f"experts {kind.name}, {num_rows} tokens x {NUM_CHOSEN} of {NUM_EXPERTS}"
-    return figure(name, interleaved(contestants, num_rounds), "ours")
+    timings = setup.time(contestants)
+    num_used = ids.unique().numel()
+    num_bytes = num_used * (experts.gate[0].nbytes + experts.up[0].nbytes + experts.down[0].nbytes)
+    bound = setup.of_read(num_bytes, timings["ours"].median_s)
+    return figure(name, timings, "ours", *bound)
 
 
 def _cache(num_rows: int, length: int, dtype: torch.dtype) -> tuple[LatentView, Tensor]:
@@ -77,7 +82,7 @@ def _up() -> Tensor:
     return torch.randn(HEADS * (NOPE_DIM + VALUE_DIM), RANK) * 0.05
 
 
-def _latent(num_rounds: int, num_rows: int, length: int, dtype: torch.dtype) -> Figure:
+def _latent(setup: Setup, num_rows: int, length: int, dtype: torch.dtype) -> Figure:
     cache, tables = _cache(num_rows, length, dtype)
     up = random_weight(Format.BF16, HEADS * (NOPE_DIM + VALUE_DIM), RANK)
     heads = pack_heads(up, HEADS, NOPE_DIM, VALUE_DIM)
@@ -107,10 +112,13 @@ def _latent(num_rounds: int, num_rows: int, length: int, dtype: torch.dtype) -> 
         "gather, absorb, SDPA": absorbed,
     }
     name = f"latent attention {str(dtype).removeprefix('torch.')}, {num_rows} x {length}"
-    return figure(name, interleaved(contestants, num_rounds), "ours")
+    timings = setup.time(contestants)
+    num_bytes = cache.latents.nbytes + cache.rope_keys.nbytes
+    bound = setup.of_read(num_bytes, timings["ours"].median_s)
+    return figure(name, timings, "ours", *bound)
 
 
-def _latent_chunk(num_rounds: int, num_rows: int = 128, length: int = 1024) -> Figure:
+def _latent_chunk(setup: Setup, num_rows: int = 128, length: int = 1024) -> Figure:
     """A chunk of a prompt: torch expands latents to keys and values once for all its rows."""
     cache, tables = _cache(1, length, torch.float32)
     up = random_weight(Format.BF16, HEADS * (NOPE_DIM + VALUE_DIM), RANK)
@@ -140,4 +148,8 @@ def _latent_chunk(num_rounds: int, num_rows: int = 128, length: int = 1024) -> F
         "gather, expand, SDPA": expanded,
     }
     name = f"latent attention float32, {num_rows} rows of a prompt of {length}"
-    return figure(name, interleaved(contestants, num_rounds), "ours")
+    timings = setup.time(contestants)
+    # Scores over the latent and the rotated part, and the sum of latents.
+    num_macs = HEADS * int(lengths.sum()) * (2 * RANK + ROPE_DIM)
+    bound = setup.of_peak(num_macs, timings["ours"].median_s)
+    return figure(name, timings, "ours", *bound)

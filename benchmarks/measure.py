@@ -19,6 +19,8 @@ from typing import Final
 import torch
 
 ROOT: Final = Path(__file__).resolve().parents[1]
+CPU: Final = "cpu"
+DEVICES: Final = (CPU, "cuda")
 MIN_SAMPLE_S: Final = 0.01
 """Calls are repeated until one sample takes this long."""
 
@@ -78,14 +80,21 @@ class Figure:
 
 
 def interleaved(
-    contestants: Mapping[str, Callable[[], object]], num_rounds: int, num_warm: int = 2
+    contestants: Mapping[str, Callable[[], object]],
+    num_rounds: int,
+    num_warm: int = 2,
+    device: str = CPU,
 ) -> dict[str, Timing]:
-    """Time every contestant once per round, in turn, after warm-up rounds that do not count."""
-    repeats = {name: _repeats(call) for name, call in contestants.items()}
+    """Time every contestant once per round, in turn, after warm-up rounds that do not count.
+
+    A sample on a GPU ends when the device has done what was asked of it.
+    """
+    finish = _nothing if device == CPU else torch.cuda.synchronize
+    repeats = {name: _repeats(call, finish) for name, call in contestants.items()}
     samples: dict[str, list[float]] = {name: [] for name in contestants}
     for index in range(num_warm + num_rounds):
         for name, call in contestants.items():
-            seconds = _sample(call, repeats[name])
+            seconds = _sample(call, repeats[name], finish)
             if index >= num_warm:
                 samples[name].append(seconds)
     return {name: timing(values) for name, values in samples.items()}
@@ -104,12 +113,22 @@ def figure(
     return Figure(name, timings[ours], peers, best / timings[ours].median_s, share_of_bound, bound)
 
 
-def machine(isa: str) -> Machine:
-    """Return where this process runs."""
+def require_device(device: str) -> None:
+    """End the benchmark with a sentence where there is no such device."""
+    if device != CPU and not torch.cuda.is_available():
+        sys.exit(
+            f"There is no GPU that this torch {torch.__version__} can use, so --device {device}"
+            " measures nothing; leave it out for the processor."
+        )
+
+
+def machine(isa: str, device: str = CPU) -> Machine:
+    """Return where this process runs, and what on."""
+    is_cpu = device == CPU
     return Machine(
-        processor=_processor(),
+        processor=_processor() if is_cpu else f"{torch.cuda.get_device_name()}, {_processor()}",
         num_cores=os.cpu_count() or 1,
-        isa=isa,
+        isa=isa if is_cpu else "triton",
         num_threads=torch.get_num_threads(),
         python=platform.python_version(),
         torch=torch.__version__,
@@ -117,11 +136,14 @@ def machine(isa: str) -> Machine:
     )
 
 
-def bounds(num_rounds: int, size_bytes: int = 1 << 27) -> Bounds:
-    """Measure copying, reading and float32 products, interleaved."""
-    source = torch.zeros(size_bytes // 8, dtype=torch.int64)
+def bounds(num_rounds: int, device: str = CPU) -> Bounds:
+    """Measure copying, reading and float32 products, interleaved, on a device."""
+    # More than the caches hold.
+    size_bytes = 1 << (27 if device == CPU else 30)
+    size = 1024 if device == CPU else 4096
+    source = torch.zeros(size_bytes // 8, dtype=torch.int64, device=device)
     target = torch.empty_like(source)
-    left, right = torch.randn(512, 1024), torch.randn(1024, 1024)
+    left, right = (torch.randn(rows, size, device=device) for rows in (size // 2, size))
     timings = interleaved(
         {
             "copy": lambda: target.copy_(source),
@@ -129,11 +151,12 @@ def bounds(num_rounds: int, size_bytes: int = 1 << 27) -> Bounds:
             "product": lambda: left @ right,
         },
         num_rounds,
+        device=device,
     )
     return Bounds(
         copy_bytes_per_s=size_bytes / timings["copy"].low_s,
         read_bytes_per_s=size_bytes / timings["read"].low_s,
-        float_macs_per_s=512 * 1024 * 1024 / timings["product"].low_s,
+        float_macs_per_s=size**3 / 2 / timings["product"].low_s,
     )
 
 
@@ -175,15 +198,21 @@ def write_json(path: Path, where: Machine, limits: Bounds, figures: Sequence[Fig
     path.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def _repeats(call: Callable[[], object]) -> int:
+def _nothing() -> None:
+    """Wait for nobody: a processor has done what it was asked when a call returns."""
+
+
+def _repeats(call: Callable[[], object], finish: Callable[[], None]) -> int:
     call()
-    return max(1, round(MIN_SAMPLE_S / max(_sample(call, 1), 1e-7)))
+    finish()
+    return max(1, round(MIN_SAMPLE_S / max(_sample(call, 1, finish), 1e-7)))
 
 
-def _sample(call: Callable[[], object], repeats: int) -> float:
+def _sample(call: Callable[[], object], repeats: int, finish: Callable[[], None]) -> float:
     started = time.perf_counter()
     for _ in range(repeats):
         call()
+    finish()
     return (time.perf_counter() - started) / repeats
 
 

@@ -54,11 +54,11 @@ def continuation(
     return chosen, torch.stack(rows)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print agreement and distance of each arm."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--prompts", type=int, default=9)
-    wanted = parser.parse_args()
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.precision", description=__doc__)
+    parser.add_argument("--prompts", type=int, default=9, help="documents to continue")
+    wanted = parser.parse_args(arguments)
     decoders = {"exact": smollm2("exact").decoder, "fast": smollm2("fast").decoder}
     same = dict.fromkeys((name for name, _, _ in ARMS), 0)
     distances: dict[str, list[float]] = {name: [] for name in same}

@@ -1,4 +1,4 @@
-"""What the scheduler is worth: `python -m benchmarks.scheduling [--quick] [--json FILE]`.
+"""What the scheduler is worth: `python -m benchmarks.scheduling [--quick] [--part gaps|batch]`.
 
 (a) Time between tokens of running sequences while a 2,000-token prompt arrives, with prompts cut
 into chunks and whole, against the same sequences left alone for as many steps in the same round.
@@ -10,10 +10,7 @@ Both drive a real engine core in process; arms alternate within each round, medi
 
 import argparse
 import json
-import os
-import platform
 import random
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -24,16 +21,21 @@ from typing import Final, get_args
 import torch
 
 from benchmarks.cores import BLOCK_SIZE, Model, make_core, small, smollm2, submission
+from benchmarks.measure import bounds, header, machine
 from services.attention.core import EngineCore
 from services.attention.scheduler import Scheduler
 from services.attention.sequence import Priority
 from understudy.model.decoder import Compute
+from understudy_kernels import load
 
 WHOLE: Final = 1 << 20
 """A budget that no prompt exceeds: chunking is off."""
 PROMPT_TOKENS: Final = 2000
 LEAST_QUIET_STEPS: Final = 16
 TOKEN_BUDGET: Final = 256
+PARTS: Final = ("gaps", "batch")
+BUDGETS: Final = (8, 12, 16, 32, 64, 256, WHOLE)
+QUICK_BUDGETS: Final = (8, 12, WHOLE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +173,9 @@ def measure_batch(model: Model, load: Load, priority: Priority, seed: int) -> Ba
 
 
 def summary(runs: Sequence[float]) -> str:
-    """Return median and range."""
+    """Return the median, and the range where there are several."""
+    if len(runs) == 1:
+        return f"{runs[0]:.3g}"
     return f"{median(runs):.3g} ({min(runs):.3g} to {max(runs):.3g})"
 
 
@@ -228,43 +232,66 @@ def bench_batch(model: Model, load: Load, num_rounds: int) -> object:
     return {arm: [asdict(run) for run in runs] for arm, runs in rounds.items()}
 
 
-def machine() -> dict[str, str | int]:
-    """Describe what the figures were measured on."""
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "isa": torch.backends.cpu.get_cpu_capability(),
-        "cores": os.cpu_count() or 0,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "commit": commit.stdout.strip() or "unknown",
-    }
+def read_budgets(given: str) -> tuple[int, ...]:
+    """Return the budgets of a list such as `8,12,whole`; ArgumentTypeError naming a bad one."""
+    budgets = []
+    for word in given.split(","):
+        if word != "whole" and not (word.isascii() and word.isdigit() and int(word)):
+            raise argparse.ArgumentTypeError(f"{word!r} is neither a positive number nor `whole`")
+        budgets.append(WHOLE if word == "whole" else int(word))
+    return tuple(dict.fromkeys(budgets))
 
 
-def main() -> None:
-    """Run both parts."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one round, and a small model in (b)")
-    parser.add_argument("--json", type=Path, help="write all rounds here")
-    parser.add_argument("--compute", choices=get_args(Compute), default="exact")
-    wanted = parser.parse_args()
-    num_rounds = 1 if wanted.quick else 5
-    found: dict[str, object] = {"machine": machine()}
-    print(" ".join(f"{name}={value}" for name, value in machine().items()))
-    budgets = (8, 12, WHOLE) if wanted.quick else (8, 12, 16, 32, 64, 256, WHOLE)
-    teacher = smollm2(wanted.compute)
-    print(f"arithmetic: {teacher.compute}")
-    if not wanted.quick:  # in a quick run the short prompts of each arm have to warm it up
-        measure_gaps(teacher, 256, num_running=8)
-    num_running = 4 if wanted.quick else 8
-    found["gaps"] = bench_gaps(teacher, budgets, num_rounds, num_running)
-    chosen = small() if wanted.quick else teacher
-    measure_batch(chosen, replace(Load(), num_requests=20), Priority.STANDARD, 0)  # warm-up
-    found["batch"] = bench_batch(chosen, Load(), num_rounds)
+def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return what is to be measured."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.scheduling",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="one round, four sequences, a small model in (b)"
+    )
+    parser.add_argument("--part", choices=PARTS, help="only (a), or only (b); both by default")
+    parser.add_argument(
+        "--budgets",
+        type=read_budgets,
+        help="positions of a mixed step to compare in (a), such as 8,12,whole",
+    )
+    parser.add_argument("--rounds", type=int, help="rounds (5; 1 with --quick)")
+    parser.add_argument(
+        "--compute", choices=get_args(Compute), default="exact", help="arithmetic of SmolLM2"
+    )
+    parser.add_argument("--threads", type=int, default=0, help="torch's threads (default: its own)")
+    parser.add_argument("--json", type=Path, help="write all rounds to this file")
+    wanted = parser.parse_args(arguments)
+    wanted.rounds = wanted.rounds or (1 if wanted.quick else 5)
+    wanted.budgets = wanted.budgets or (QUICK_BUDGETS if wanted.quick else BUDGETS)
+    return wanted
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the parts that are wanted."""
+    wanted = read_arguments(arguments)
+    if wanted.threads:
+        torch.set_num_threads(wanted.threads)
+    where, limits = machine(load().isa), bounds(5)
+    print(header(where, limits))
+    found: dict[str, object] = {"machine": asdict(where), "bounds": asdict(limits)}
+    teacher = None
+    if wanted.part != "batch" or not wanted.quick:
+        teacher = smollm2(wanted.compute)
+        print(f"arithmetic: {teacher.compute}, {wanted.rounds} rounds")
+    if wanted.part != "batch":
+        assert teacher is not None, "it was loaded above"
+        if not wanted.quick:  # in a quick run the short prompts of each arm have to warm it up
+            measure_gaps(teacher, 256, num_running=8)
+        num_running = 4 if wanted.quick else 8
+        found["gaps"] = bench_gaps(teacher, wanted.budgets, wanted.rounds, num_running)
+    if wanted.part != "gaps":
+        chosen = small() if teacher is None or wanted.quick else teacher
+        measure_batch(chosen, replace(Load(), num_requests=20), Priority.STANDARD, 0)  # warm-up
+        found["batch"] = bench_batch(chosen, Load(), wanted.rounds)
     if wanted.json:
         wanted.json.write_text(json.dumps(found, indent=1) + "\n")
 

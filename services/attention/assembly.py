@@ -17,7 +17,7 @@ from services.attention.tiering import StoreTier
 from services.attention.worker import AttentionWorker
 from understudy.model.weights import LoadedModel
 from understudy.rpc import Peers, plaintext
-from understudy.serving import HealthState, give_back_memory
+from understudy.serving import HealthState, give_back_memory, return_large_buffers
 
 
 @asynccontextmanager
@@ -35,6 +35,7 @@ async def open_worker(
     """
     if settings.threads:
         torch.set_num_threads(settings.threads)
+    return_large_buffers()
     # On this thread, which serves nobody yet: glibc never takes back the top of another's heap.
     loaded = load_weights(settings)
     async with AsyncExitStack() as stack:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+import torch
+
 from services.attention.filling import doubling_context
 from services.attention.settings import AttentionSettings
 from understudy.chunks import config_digest
@@ -26,6 +28,13 @@ from understudy.model.ffn import Experts, is_placed
 from understudy.model.kv_planes import DTYPES, block_bytes
 from understudy.model.locate import locate_model
 from understudy.model.paged import PagedKv
+from understudy.model.placing import (
+    CPU,
+    ExpertsOfHost,
+    place_adapter,
+    place_weights,
+    resolve_device,
+)
 from understudy.model.weights import LoadedModel, load_model
 from understudy.text.tokenizer import Tokenizer
 from understudy.text.vocabulary import Vocabulary
@@ -72,25 +81,25 @@ def serve_model(
 ) -> ServedModel:
     """Load what goes with the weights and reserve KV; feed-forwards are local without `experts`."""
     settings = resolve_kv_dtype(settings, loaded.compute)
-    config, weights = loaded.config, loaded.stored
+    config, weights, device = loaded.config, loaded.stored, resolve_device(settings.device)
     vocabulary = load_vocabulary(settings, config)
     if experts is not None:
         weights = {name: weights[name] for name in weights if not is_placed(name)}
+        experts = experts if device == CPU else ExpertsOfHost(experts)
     adapters = {
-        name: prepare_adapter(
-            load_adapter(_adapter_file(path), config, loaded.digest), loaded.compute
-        )
+        name: _load_adapter(_adapter_file(path), loaded, device)
         for name, path in settings.adapter_paths().items()
     }
     digests = {"": "", **{name: adapter.digest for name, adapter in adapters.items()}}
-    # Keys and values depend on how weights and activations were rounded.
+    # Keys and values depend on how weights and activations were rounded, and by whom.
     mode = loaded.numerics or REFERENCE_MODE
+    mode = mode if device == CPU else f"{mode}|{device.type}"
     num_blocks = resolve_num_blocks(settings, config)
     limit = settings.max_context or config.max_positions
     return ServedModel(
         version=f"{settings.model_name}@{loaded.digest[:VERSION_DIGITS]}",
-        model=make_decoder(config, weights, experts, loaded.compute),
-        kv=PagedKv(config, num_blocks, settings.block_size, DTYPES[settings.kv_dtype]),
+        model=make_decoder(config, place_weights(weights, device), experts, loaded.compute),
+        kv=PagedKv(config, num_blocks, settings.block_size, DTYPES[settings.kv_dtype], device),
         vocabulary=vocabulary,
         adapters=adapters,
         kv_digests={
@@ -142,6 +151,11 @@ def load_tokenizer(tokenizer: str, path: Path) -> Tokenizer:
     if path.suffix == ".gguf":
         return Tokenizer.from_gguf(path)
     return Tokenizer.from_file(path / "tokenizer.json")
+
+
+def _load_adapter(path: Path, loaded: LoadedModel, device: torch.device) -> Adapter:
+    adapter = load_adapter(path, loaded.config, loaded.digest)
+    return place_adapter(prepare_adapter(adapter, loaded.compute), device)
 
 
 def _adapter_file(path: Path) -> Path:

@@ -74,8 +74,12 @@ class ModelRunner:
             adapter = self._adapters.get(sequence.submission.adapter)
             adapters.extend([adapter] * chunk.num_tokens)
             paged.append(PagedSequence(sequence.blocks, start, chunk.num_tokens))
+        device = self._kv.device
         return self._model.advance(
-            torch.tensor(tokens), self._kv, paged, AdapterBatch.of_rows(adapters)
+            torch.tensor(tokens, device=device),
+            self._kv,
+            paged,
+            AdapterBatch.of_rows(adapters, device),
         )
 
     def _last_rows(self, chunks: Sequence[ScheduledChunk], hidden: Tensor) -> Tensor:
@@ -112,7 +116,7 @@ class ModelRunner:
         if all(mask is None for mask in masks):
             return None
         filled = [self._everything if mask is None else mask for mask in masks]
-        return torch.from_numpy(np.stack(filled))
+        return torch.from_numpy(np.stack(filled)).to(self._kv.device)
 
 
 def masked_logprob(logprob: float, mask_loss: float) -> float:

@@ -31,6 +31,9 @@ class AttentionSettings:
     activations to int8 before they meet quantised weights, `reference` is plain torch over expanded
     weights and serves where kernels cannot be compiled. With `remote` feed-forwards the expert
     workers' must be the same. Decision 0008 tells what each promises."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where weights, keys and values lie and steps are computed: `auto` takes a GPU where the
+    container has one that torch can use. Never run on a GPU."""
     weights_dtype: Literal["float32", "bfloat16", "float16", "int8", "int4"] = "float32"
     """Type that matrices of 32 bits are kept in; with `remote` feed-forwards the expert workers'
     must be the same. 16 bits halve the memory; int8 and int4, with a scale for every 32 inputs,

@@ -23,8 +23,9 @@ from services.experts.worker import ExpertWorker
 from understudy.errors import FailedPrecondition
 from understudy.model.decoder import resolve_compute
 from understudy.model.locate import locate_model
+from understudy.model.placing import CPU, resolve_device
 from understudy.model.weights import load_model
-from understudy.serving import HealthState, give_back_memory
+from understudy.serving import HealthState, give_back_memory, return_large_buffers
 
 
 @asynccontextmanager
@@ -36,6 +37,7 @@ async def open_worker(
     Raises FailedPrecondition for a model that cannot be loaded or divided as the settings say.
     """
     torch.set_num_threads(settings.threads)
+    return_large_buffers()
     holdings = await asyncio.to_thread(load_holdings, settings)
     metrics = ExpertsMetrics.on(registry)
     spans = SpanAggregator(holdings.config.num_layers, export_span)
@@ -93,4 +95,7 @@ def load_holdings(settings: ExpertsSettings) -> Holdings:
     expert_ids = parse_ids(settings.expert_ids, f"{PREFIX}EXPERT_IDS")
     path, compute = locate_model(settings.model), resolve_compute(settings.compute)
     model = load_model(path, settings.weights_dtype, compute)
-    return Holdings.take(model, layers, expert_ids)
+    # In Triton mode its container alone owns the GPU.
+    is_here = settings.executor == "in_process" or settings.device == "cuda"
+    device = resolve_device(settings.device) if is_here else CPU
+    return Holdings.take(model, layers, expert_ids, device)

@@ -13,6 +13,7 @@ from understudy.exchange.shards import shard_ids, whole_shards
 from understudy.exchange.tensors import Request
 from understudy.model.config import ModelConfig
 from understudy.model.ffn import FfnShards, Gates, sum_partials
+from understudy.model.placing import CPU, place_weights
 from understudy.model.weights import LoadedModel
 
 DIGEST_CHARS: Final = 12
@@ -30,6 +31,7 @@ class Holdings:
     layers: range
     shards: tuple[int, ...]
     weights: FfnShards
+    device: torch.device = CPU
 
     @classmethod
     def take(
@@ -37,16 +39,19 @@ class Holdings:
         model: LoadedModel,
         layers: Sequence[int] | None = None,
         expert_ids: Sequence[int] | None = None,
+        device: torch.device = CPU,
     ) -> Self:
         """Take layers and experts (FFN shards of a dense model) out of a model; None means all.
+
+        What is held is brought to `device`, where sums are computed; frames stay on the host.
 
         Raises FailedPrecondition when layers have gaps, an id is beyond the model, or the experts
         are not whole shards: a partial sum of half a shard has no place in the canonical order.
         """
         config = model.config
         held, shards = held_layers(config, layers), held_shards(config, expert_ids)
-        weights = FfnShards(config, model.stored, held, shards)
-        return cls(config, model.ffn_digest, values_digest(model), held, shards, weights)
+        weights = FfnShards(config, place_weights(model.stored, device), held, shards)
+        return cls(config, model.ffn_digest, values_digest(model), held, shards, weights, device)
 
     @property
     def expert_ids(self) -> tuple[int, ...]:
@@ -92,15 +97,14 @@ class Holdings:
         """Return the sum (T, D) over the request's shards, added in ascending order."""
         gates = None
         if request.expert_ids is not None and request.weights is not None:
-            gates = Gates(request.expert_ids, request.weights)
+            gates = Gates(request.expert_ids.to(self.device), request.weights.to(self.device))
+        hidden = request.hidden.to(self.device)
         shards = range(header.first_shard, header.first_shard + header.num_shards)
         with torch.inference_mode():
-            return sum_partials(
-                [
-                    self.weights.partial(header.layer, shard, request.hidden, gates)
-                    for shard in shards
-                ]
-            )
+            partials = [
+                self.weights.partial(header.layer, shard, hidden, gates) for shard in shards
+            ]
+            return sum_partials(partials).to(CPU)
 
 
 def values_digest(model: LoadedModel) -> str:

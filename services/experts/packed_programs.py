@@ -59,7 +59,7 @@ def packed_decoder_program(config: ModelConfig, stored: Weights, *, is_exact: bo
             " `--compute reference`, or package its feed-forwards (`ffn`)."
         )
     positions = torch.arange(config.max_positions)
-    angles = AngleTable(Rotary(config)).rows(positions, config.max_positions - 1)
+    angles = AngleTable(Rotary(config), positions.device).rows(positions, config.max_positions - 1)
     step = _PackedStep(config, ends, layers, is_exact=is_exact)
     weights = [*angles, *ends.tensors(), *layers.weights, *layers.biases, *layers.head_norms]
     tokens, batch = Dim("tokens", min=1, max=MAX_TOKENS), Dim("batch", min=1, max=MAX_SEQUENCES)

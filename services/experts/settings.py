@@ -30,6 +30,9 @@ class ExpertsSettings:
     """Torch threads; 1 by default because the other workers of the machine need the rest."""
     compute: Literal["exact", "fast", "reference"] = "exact"
     """Arithmetic, the same as the attention workers': their setting tells what each means."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where weights lie and sums are computed: `auto` takes a GPU where the container has one that
+    torch can use, unless Triton is the executor: it alone owns the GPU then. Never run on a GPU."""
     weights_dtype: Literal["float32", "bfloat16", "float16", "int8", "int4"] = "float32"
     """Type that matrices of 32 bits are kept in; the attention workers' must be the same."""
     executor: Literal["in_process", "triton"] = "in_process"

@@ -121,7 +121,7 @@ def read_error(frame: Frame) -> str:
 
 
 def _read(view: memoryview, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> Tensor:
-    tensor = torch.empty(shape, dtype=dtype)
+    tensor = torch.empty(shape, dtype=dtype, device="cpu")
     if tensor.numel():
         tensor.numpy().data.cast("B")[:] = view
     return tensor

@@ -168,8 +168,10 @@ class AdapterBatch:
             raise Internal("Several adapters in one batch must each name their rows.")
 
     @classmethod
-    def of_rows(cls, adapters: Sequence[Adapter | None]) -> "AdapterBatch | None":
-        """Group a batch by the adapter of each row; None where no row has any."""
+    def of_rows(
+        cls, adapters: Sequence[Adapter | None], device: torch.device | None = None
+    ) -> "AdapterBatch | None":
+        """Group a batch on `device` by the adapter of each row; None where no row has any."""
         groups: dict[int, tuple[Adapter, list[int]]] = {}
         for row, adapter in enumerate(adapters):
             if adapter is not None:
@@ -180,7 +182,12 @@ class AdapterBatch:
             adapter, rows = next(iter(groups.values()))
             if len(rows) == len(adapters):
                 return cls([AdapterGroup(adapter)])
-        return cls([AdapterGroup(a, torch.tensor(rows)) for a, rows in groups.values()])
+        return cls(
+            [
+                AdapterGroup(adapter, torch.tensor(rows, device=device))
+                for adapter, rows in groups.values()
+            ]
+        )
 
     def apply(self, layer: int, projection: str, hidden: Tensor, output: Tensor) -> Tensor:
         """Return `output` (T, out) with each group's change of `hidden` (T, in) added."""

@@ -78,9 +78,9 @@ class CompiledDecoder:
         assert used is not None
         self._layers = _layers(config, weights, used, is_exact=is_exact)
         self._whole = None if local is None else _whole(config, self._layers, local)
-        self._angles = AngleTable(Rotary(config))
-        self._scale = config.head_dim**-0.5
         self._ends = Ends.of(config, weights, is_exact=is_exact)
+        self._angles = AngleTable(Rotary(config), self._ends.norm.device)
+        self._scale = config.head_dim**-0.5
         self._storage: _Storage | None = None
 
     def advance(
@@ -130,13 +130,14 @@ class CompiledDecoder:
             )
         drawn = map(uniform, seeds, positions)
         uniforms = [u if p.temperature > 0 else 0.0 for u, p in zip(drawn, params, strict=True)]
+        floats = partial(torch.tensor, dtype=torch.float64, device=logits.device)
         tokens, logprobs, margins, losses = ops.sample_tokens(
             logits.contiguous(),
             mask,
-            torch.tensor([p.temperature for p in params], dtype=torch.float64),
-            torch.tensor([p.top_k for p in params]),
-            torch.tensor([p.top_p for p in params], dtype=torch.float64),
-            torch.tensor(uniforms, dtype=torch.float64),
+            floats([p.temperature for p in params]),
+            torch.tensor([p.top_k for p in params], device=logits.device),
+            floats([p.top_p for p in params]),
+            floats(uniforms),
         )
         return Sampled(tokens, logprobs, margins, losses)
 
@@ -161,13 +162,14 @@ class CompiledDecoder:
         owners = np.repeat(np.arange(len(sequences), dtype=np.int32), counts)
         positions = np.concatenate([np.arange(s.num_cached, s.end) for s in sequences])
         slots = tables[owners, positions // size].astype(np.int64) * size + positions % size
-        angles = self._angles.rows(torch.from_numpy(positions), max(ends) - 1)
+        device = storage.kv.device
+        angles = self._angles.rows(torch.from_numpy(positions).to(device), max(ends) - 1)
         rows = Rows(
-            torch.from_numpy(tables),
-            torch.from_numpy(owners),
-            torch.from_numpy((positions + 1).astype(np.int32)),
+            torch.from_numpy(tables).to(device),
+            torch.from_numpy(owners).to(device),
+            torch.from_numpy((positions + 1).astype(np.int32)).to(device),
         )
-        return CompiledStep(angles, torch.from_numpy(slots), rows, storage.caches)
+        return CompiledStep(angles, torch.from_numpy(slots).to(device), rows, storage.caches)
 
 
 def _layers(

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -53,6 +54,10 @@ class Matrix(Protocol):
 
     def dense(self) -> Tensor:
         """Return the whole matrix, (N, K) float32."""
+        ...
+
+    def to(self, device: torch.device) -> "Matrix":
+        """Return the matrix in the memory of `device`."""
         ...
 
 
@@ -109,6 +114,10 @@ class Plain:
     def dense(self) -> Tensor:
         """Return the tensor in float32."""
         return self.weight.float()
+
+    def to(self, device: torch.device) -> "Plain":
+        """Return the tensor on `device`."""
+        return Plain(self.weight.to(device))
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,6 +93,10 @@ class Packed:
         weight = self.weight
         return unpack(weight.data, weight.format, weight.num_out, weight.num_in)
 
+    def to(self, device: torch.device) -> "Packed":
+        """Return the packed bytes on `device`."""
+        return replace(self, weight=replace(self.weight, data=self.weight.data.to(device)))
+
     def _repacked(self, values: Tensor) -> "Packed":
         dtype = DTYPES.get(self.weight.format, torch.float32)
         return Packed(pack_dense(values.to(dtype)), self.is_exact)

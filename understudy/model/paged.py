@@ -16,6 +16,7 @@ from understudy.errors import FailedPrecondition, Internal
 from understudy.model import kv_planes
 from understudy.model.attention import LatentHeads
 from understudy.model.config import ModelConfig
+from understudy.model.placing import CPU
 
 
 class PagedKv:
@@ -27,8 +28,9 @@ class PagedKv:
         num_blocks: int,
         block_size: int,
         dtype: torch.dtype = torch.float32,
+        device: torch.device = CPU,
     ) -> None:
-        """Reserve the blocks; `dtype` is one of `kv_planes.DTYPES`."""
+        """Reserve the blocks on `device`; `dtype` is one of `kv_planes.DTYPES`."""
         if num_blocks <= 0 or block_size <= 0:
             raise Internal(f"Paged KV needs blocks, got {num_blocks} of {block_size} tokens.")
         if dtype not in kv_planes.DTYPES.values():
@@ -36,9 +38,16 @@ class PagedKv:
         self.num_blocks, self.block_size = num_blocks, block_size
         self.block_bytes = kv_planes.block_bytes(config, block_size, dtype)
         # Zeros, so that padding read past a sequence's end is finite before it is masked.
-        self._storage = torch.zeros((num_blocks, self.block_bytes), dtype=torch.uint8)
+        self._storage = torch.zeros(
+            (num_blocks, self.block_bytes), dtype=torch.uint8, device=device
+        )
         self._planes = list(kv_planes.cut_planes(self._storage, config, block_size, dtype))
         self._config, self._dtype = config, dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the blocks lie, and with them everything that a step makes."""
+        return self._storage.device
 
     def stacked(self) -> kv_planes.Plane:
         """Return keys and values of all layers as one plane; see `kv_planes.stack_planes`."""
@@ -51,7 +60,7 @@ class PagedKv:
     def export_block(self, block: int) -> bytes:
         """Return one block as bytes `[layer][entry][token][head][width]` in the KV's dtype."""
         self._check(block)
-        return self._storage[block].numpy().tobytes()
+        return self._storage[block].to(CPU).numpy().tobytes()
 
     def import_block(self, block: int, content: bytes | bytearray | memoryview) -> None:
         """Overwrite one block with exported bytes.
@@ -120,7 +129,7 @@ class PagedContext:
         self._kv = kv
         for sequence in sequences:
             _check(kv, sequence)
-        slots = [_slots(kv.block_size, sequence) for sequence in sequences]
+        slots = [_slots(kv, sequence) for sequence in sequences]
         self._write_blocks = torch.cat([blocks for blocks, _ in slots])
         self._write_offsets = torch.cat([offsets for _, offsets in slots])
         starts = [0]
@@ -128,8 +137,8 @@ class PagedContext:
             starts.append(starts[-1] + sequence.num_new)
         pairs = list(zip(starts, sequences, strict=False))
         self._num_rows = starts[-1]
-        self._chunks = [_chunk(kv.block_size, *pair) for pair in pairs if pair[1].num_new > 1]
-        self._decodes = _decodes(kv.block_size, [pair for pair in pairs if pair[1].num_new == 1])
+        self._chunks = [_chunk(kv, *pair) for pair in pairs if pair[1].num_new > 1]
+        self._decodes = _decodes(kv, [pair for pair in pairs if pair[1].num_new == 1])
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Store the new keys and values, then attend over everything each sequence has."""
@@ -221,40 +230,43 @@ def _check(kv: PagedKv, sequence: PagedSequence) -> None:
             raise Internal(f"Block {block} does not exist; there are {kv.num_blocks}.")
 
 
-def _slots(block_size: int, sequence: PagedSequence) -> tuple[Tensor, Tensor]:
-    positions = torch.arange(sequence.num_cached, sequence.end)
-    return torch.tensor(sequence.blocks)[positions // block_size], positions % block_size
+def _slots(kv: PagedKv, sequence: PagedSequence) -> tuple[Tensor, Tensor]:
+    positions = torch.arange(sequence.num_cached, sequence.end, device=kv.device)
+    blocks = torch.tensor(sequence.blocks, device=kv.device)
+    return blocks[positions // kv.block_size], positions % kv.block_size
 
 
 def _used_blocks(block_size: int, sequence: PagedSequence) -> list[int]:
     return list(sequence.blocks[: -(-sequence.end // block_size)])
 
 
-def _decodes(block_size: int, pairs: Sequence[tuple[int, PagedSequence]]) -> _Decodes | None:
+def _decodes(kv: PagedKv, pairs: Sequence[tuple[int, PagedSequence]]) -> _Decodes | None:
     if not pairs:
         return None
-    tables = [_used_blocks(block_size, sequence) for _, sequence in pairs]
+    device = kv.device
+    tables = [_used_blocks(kv.block_size, sequence) for _, sequence in pairs]
     longest = max(map(len, tables))
     # Padding repeats a block of the same sequence, so no foreign value is ever read.
-    blocks = torch.tensor([table + table[-1:] * (longest - len(table)) for table in tables])
-    ends = torch.tensor([sequence.end for _, sequence in pairs])
-    is_hidden = torch.arange(longest * block_size) >= ends[:, None]
+    padded = [table + table[-1:] * (longest - len(table)) for table in tables]
+    blocks = torch.tensor(padded, device=device)
+    ends = torch.tensor([sequence.end for _, sequence in pairs], device=device)
+    is_hidden = torch.arange(longest * kv.block_size, device=device) >= ends[:, None]
     return _Decodes(
-        rows=torch.tensor([row for row, _ in pairs]),
+        rows=torch.tensor([row for row, _ in pairs], device=device),
         blocks=blocks,
         mask=_additive(is_hidden[:, None, None]),
     )
 
 
-def _chunk(block_size: int, start: int, sequence: PagedSequence) -> _Chunk:
-    positions = torch.arange(sequence.num_cached, sequence.end)
-    is_hidden = torch.arange(sequence.end) > positions[:, None]
+def _chunk(kv: PagedKv, start: int, sequence: PagedSequence) -> _Chunk:
+    positions = torch.arange(sequence.num_cached, sequence.end, device=kv.device)
+    is_hidden = torch.arange(sequence.end, device=kv.device) > positions[:, None]
     return _Chunk(
         rows=slice(start, start + sequence.num_new),
-        blocks=torch.tensor([_used_blocks(block_size, sequence)]),
+        blocks=torch.tensor([_used_blocks(kv.block_size, sequence)], device=kv.device),
         mask=_additive(is_hidden),
     )
 
 
 def _additive(is_hidden: Tensor) -> Tensor:
-    return torch.zeros(is_hidden.shape).masked_fill(is_hidden, -torch.inf)
+    return torch.zeros(is_hidden.shape, device=is_hidden.device).masked_fill(is_hidden, -torch.inf)

@@ -44,7 +44,7 @@ class Rotary:
         lengths = (positions + 1).clamp_min(scaling.original_positions).double()[:, None, None]
         stretch = scaling.factor * lengths / scaling.original_positions - (scaling.factor - 1.0)
         theta = self._theta * stretch ** (self._dim / (self._dim - 2))
-        exponents = _exponents(self._dim).to(positions.device)
+        exponents = _exponents(self._dim, positions.device)
         inverse: Tensor = 1.0 / theta.float() ** exponents
         return inverse
 
@@ -56,8 +56,8 @@ class AngleTable:
     asked for with: torch computes what does not fill its registers with another cosine.
     """
 
-    def __init__(self, rotary: Rotary) -> None:
-        self._rotary = rotary
+    def __init__(self, rotary: Rotary, device: torch.device) -> None:
+        self._rotary, self._device = rotary, device
         self._cosine, self._sine = self._run(0)
 
     def rows(self, positions: Tensor, largest: int) -> Angles:
@@ -69,7 +69,7 @@ class AngleTable:
         return self._cosine[positions], self._sine[positions]
 
     def _run(self, start: int) -> Angles:
-        cosine, sine = self._rotary.angles(torch.arange(start, start + RUN))
+        cosine, sine = self._rotary.angles(torch.arange(start, start + RUN, device=self._device))
         return cosine.squeeze(1), sine.squeeze(1)
 
 
@@ -98,8 +98,8 @@ def _rotated(first: Tensor, second: Tensor, angles: Angles) -> Tensor:
     return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
 
 
-def _exponents(dim: int) -> Tensor:
-    return torch.arange(0, dim, 2, dtype=torch.int64).float() / dim
+def _exponents(dim: int, device: torch.device | None = None) -> Tensor:
+    return torch.arange(0, dim, 2, dtype=torch.int64, device=device).float() / dim
 
 
 def _scaled(plain: Tensor, config: ModelConfig) -> Tensor:

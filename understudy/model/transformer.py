@@ -105,7 +105,8 @@ class Transformer:
         adapter: AdapterBatch | None = None,
     ) -> Tensor:
         """Return the final-normed hidden states (T, D) of the new `tokens` (T,) of `sequences`."""
-        positions = torch.cat([torch.arange(each.num_cached, each.end) for each in sequences])
+        runs = [torch.arange(each.num_cached, each.end, device=kv.device) for each in sequences]
+        positions = torch.cat(runs)
         return self.forward(tokens, positions, PagedContext(kv, sequences), adapter)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from understudy.serving.addresses import parse_address
 from understudy.serving.followed import Followed
 from understudy.serving.health import HealthState
 from understudy.serving.identity import Identity
-from understudy.serving.memory import give_back_memory
+from understudy.serving.memory import give_back_memory, return_large_buffers
 from understudy.serving.process import run_service
 from understudy.serving.running import RunningService, start_service
 from understudy.serving.serve import serve
@@ -29,6 +29,7 @@ __all__ = [
     "give_back_memory",
     "parse_address",
     "read_settings",
+    "return_large_buffers",
     "run_service",
     "serve",
     "start_service",

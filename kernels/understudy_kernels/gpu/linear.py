@@ -108,6 +108,50 @@ def _linear_kernel(
     tl.store(at, total, mask=is_row[:, None] & is_column[None, :])
 
 
+@triton.jit
+def _embedding_kernel(
+    ids_ptr, packed_ptr, out_ptr, num_rows, num_out, num_in, group_bytes,
+    FORMAT: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    inner = tl.arange(0, 32)
+    ids = tl.load(ids_ptr + rows, mask=rows < num_rows, other=0)
+    is_known = (ids >= 0) & (ids < num_out)
+    safe = tl.where(is_known, ids, 0)
+    group = packed_ptr + (safe // 16)[None, :] * group_bytes
+    block = tl.program_id(1)
+    weights = _weights(group, (safe % 16)[None, :], block, inner[:, None], FORMAT)
+    weights = tl.where(is_known[None, :], weights, float("nan"))
+    inputs = block * 32 + inner
+    at = out_ptr + rows.to(tl.int64)[None, :] * num_in + inputs[:, None]
+    tl.store(at, weights, mask=(rows < num_rows)[None, :] & (inputs < num_in)[:, None])
+
+
+def quantised_embedding(
+    ids: Tensor,
+    packed: Tensor,
+    format: int,  # noqa: A002
+    num_out: int,
+    num_in: int,
+) -> Tensor:
+    """Return rows `ids` (T,) of the table (num_out, num_in), (T, num_in).
+
+    An id outside the table gives a row that is no number: to refuse it would wait for the device.
+    """
+    require(
+        ids.dtype == torch.int64 and ids.dim() == 1 and ids.is_contiguous(),
+        "ids must be a contiguous vector of int64.",
+    )
+    kind = checked_format(packed, format, num_out, num_in)
+    out = torch.empty((ids.shape[0], num_in), device=packed.device)
+    if ids.shape[0]:
+        _embedding_kernel[(triton.cdiv(ids.shape[0], ROW_TILE), triton.cdiv(num_in, 32))](
+            ids, packed, out, ids.shape[0], num_out, num_in,
+            packed.numel() // num_groups(num_out), FORMAT=int(kind), ROWS=ROW_TILE,
+        )  # fmt: skip
+    return out
+
+
 def launch(
     hidden: Tensor,
     packed: Tensor,

@@ -50,7 +50,7 @@ def rotate_and_cache(
             f"cosine and sine must be ({num_rows}, {dim // 2}), they are {list(angle.shape)}.",
         )
     check_slots(slots, keys, num_rows)
-    heads = projected.view(num_rows, -1, dim)
+    heads = projected.view(num_rows, num_heads + 2 * num_kv, dim)
     query, key, value = heads.split((num_heads, num_kv, num_kv), dim=1)
     if query_norm is not None:
         query = functional.rms_norm(query, (dim,), query_norm, eps)

@@ -1,6 +1,7 @@
 """All layers of a dense decoder: the single operators, one after another."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,6 +19,18 @@ from understudy_kernels.reference.linear import (
 ATTENTION_WEIGHTS = 6
 ATTENTION_FORMATS = 4
 SHARD_WEIGHTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Operators:
+    """The single operators that a layer is made of, on whatever device."""
+
+    normed_linears: Callable[..., Tensor]
+    rotate_and_cache: Callable[..., Tensor]
+    paged_attention: Callable[..., Tensor]
+    quantised_linear: Callable[..., Tensor]
+    add_rms_norm: Callable[..., tuple[Tensor, Tensor]]
+    swiglu: Callable[..., Tensor]
 
 
 def decoder_layers(
@@ -40,14 +53,16 @@ def decoder_layers(
     lengths: Tensor,
     scale: float,
     exact: bool,
+    operators: Operators | None = None,
 ) -> Tensor:
     """Return `hidden` (T, D) after all layers, whose keys and values are stored on the way.
 
     Weights of a layer: attention norm, packed q, k, v, o, FFN norm, packed gate, up, down of each
     of `num_shards` slices of `ffn_size`, whose sums are added in order; formats are the packed
     ones'. `storage` is (blocks, layers, 2, block_size, kv_heads, dim), `scales` the same without
-    dim beside int8.
+    dim beside int8. `operators` are the reference's own unless others are given.
     """
+    use = REFERENCE_OPERATORS if operators is None else operators
     check_floats(hidden, 2, "hidden")
     biases, head_norms = biases or (), head_norms or ()
     num_layers = _num_layers(weights, formats, biases, head_norms, num_shards, ffn_size)
@@ -75,20 +90,20 @@ def decoder_layers(
         norms: tuple[Tensor | None, Tensor | None] = (None, None)
         if head_norms:
             norms = (head_norms[2 * layer], head_norms[2 * layer + 1])
-        projected = normed_linears(
+        projected = use.normed_linears(
             hidden, parts[0], eps, parts[1:4], kinds[:3], widths, bias, exact
         )
-        query = rotate_and_cache(
+        query = use.rotate_and_cache(
             projected, cosine, sine, *cache, *cache_scales, slots, num_heads, *norms, eps
         )
-        attended = paged_attention(
+        attended = use.paged_attention(
             query, *cache, *cache_scales, tables, sequences, lengths, scale
         ).flatten(1)
         size = hidden.shape[1]
-        output = quantised_linear(attended, parts[4], kinds[3], size, None, None, exact)
-        normed, hidden = add_rms_norm(output, hidden, parts[5], eps)
+        output = use.quantised_linear(attended, parts[4], kinds[3], size, None, None, exact)
+        normed, hidden = use.add_rms_norm(output, hidden, parts[5], eps)
         shards = parts[ATTENTION_WEIGHTS:], kinds[ATTENTION_FORMATS:]
-        hidden = hidden + _feed_forward(normed, *shards, ffn_size, exact)
+        hidden = hidden + _feed_forward(use, normed, *shards, ffn_size, exact)
     return hidden if num_layers else torch.clone(hidden)
 
 
@@ -117,15 +132,25 @@ def _num_layers(
 
 
 def _feed_forward(
-    normed: Tensor, weights: Sequence[Tensor], formats: Sequence[int], ffn_size: int, exact: bool
+    use: Operators,
+    normed: Tensor,
+    weights: Sequence[Tensor],
+    formats: Sequence[int],
+    ffn_size: int,
+    exact: bool,
 ) -> Tensor:
     """Return the sum over the shards of a feed-forward, in their order."""
     partials = []
     for start in range(0, len(weights), SHARD_WEIGHTS):
         gate, up, down = weights[start : start + SHARD_WEIGHTS]
         kinds = formats[start : start + SHARD_WEIGHTS]
-        partials.append(swiglu(normed, gate, up, down, kinds, ffn_size, exact))
+        partials.append(use.swiglu(normed, gate, up, down, kinds, ffn_size, exact))
     total = partials[0]
     for partial in partials[1:]:
         total = total + partial
     return total
+
+
+REFERENCE_OPERATORS = Operators(
+    normed_linears, rotate_and_cache, paged_attention, quantised_linear, add_rms_norm, swiglu
+)

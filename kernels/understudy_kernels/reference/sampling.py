@@ -26,7 +26,8 @@ def sample_tokens(
     """
     check_floats(logits, 2, "logits")
     num_rows, vocab_size = logits.shape
-    _check_params(logits, mask, temperatures, top_ks, top_ps, uniforms)
+    check_shapes(logits, mask, temperatures, top_ks, top_ps, uniforms)
+    _check_values(logits, temperatures, top_ks, top_ps, uniforms)
     logprobs = logits.log_softmax(dim=-1)
     allowed, losses = logits, logits.new_zeros(num_rows)
     if mask is not None:
@@ -44,7 +45,7 @@ def sample_tokens(
     return tokens, logprobs.gather(1, tokens[:, None]).squeeze(1), margins, losses
 
 
-def _check_params(
+def check_shapes(
     logits: Tensor,
     mask: Tensor | None,
     temperatures: Tensor,
@@ -52,6 +53,7 @@ def _check_params(
     top_ps: Tensor,
     uniforms: Tensor,
 ) -> None:
+    """Refuse tensors that do not fit `logits` (B, V), without a look at their values."""
     num_rows = logits.shape[0]
     require(logits.shape[1] > 0, "logits must have a vocabulary.")
     for each in (temperatures, top_ps, uniforms):
@@ -68,6 +70,11 @@ def _check_params(
         or (mask.dtype == torch.int32 and mask.dim() == 2 and mask.shape[0] == num_rows),
         f"mask must be contiguous int32 of {num_rows} rows.",
     )
+
+
+def _check_values(
+    logits: Tensor, temperatures: Tensor, top_ks: Tensor, top_ps: Tensor, uniforms: Tensor
+) -> None:
     is_good = (temperatures >= 0) & (top_ks >= 0) & (top_ps > 0) & (top_ps <= 1)
     is_good &= (uniforms >= 0) & (uniforms < 1)
     for row in (~is_good).nonzero().flatten().tolist():
