@@ -35,6 +35,7 @@ class Question:
 class Told:
     """One stream from its request to its end."""
 
+    began_s: float
     question: Question
     pool: str
     answer: str
@@ -79,17 +80,22 @@ class Load:
         self._is_over.set()
 
     def go_on(self) -> None:
-        """Wait until every stream has asked every question once more."""
-        self.wait_for(len(self.questions) * len(self._streams))
+        """Wait until every question has been asked and answered anew."""
+        now_s = time.monotonic()
+
+        def is_reached() -> bool:
+            self._check_streams()
+            asked = {one.question for one in list(self.told) if one.began_s >= now_s}
+            return asked == set(self.questions) or bool(self.errors)
+
+        wait_until(is_reached, "every question to be asked anew", TIMEOUT_S)
 
     def wait_for(self, num_streams: int) -> None:
         """Wait until so many more streams have ended."""
         until = self._num_ended() + num_streams
 
         def is_reached() -> bool:
-            for stream in self._streams:
-                if stream.done():
-                    stream.result()
+            self._check_streams()
             return self._num_ended() >= until
 
         wait_until(is_reached, "streams to end", TIMEOUT_S)
@@ -104,6 +110,11 @@ class Load:
     def longest_gap_s(self, start: int = 0) -> float:
         """Return the longest time that a stream stood still, of those that ended since."""
         return max(one.gap_s for one in self.told[start:])
+
+    def _check_streams(self) -> None:
+        for stream in self._streams:
+            if stream.done():
+                stream.result()
 
     def _num_ended(self) -> int:
         return len(self.told) + len(self.errors)
@@ -123,7 +134,8 @@ def ask(client: Client, question: Question) -> Told:
     """Read one stream to its end."""
     messages = [{"role": "user", "content": question.text}]
     tools = find_workload("snips").tools if question.has_tools else ()
-    gap_s, last_s, pieces = 0.0, time.monotonic(), []
+    began_s = last_s = time.monotonic()
+    gap_s, pieces = 0.0, []
     finished: Finished | None = None
     with client.generate(
         messages=messages, model=question.model, tools=tools, max_tokens=question.max_tokens
@@ -138,7 +150,7 @@ def ask(client: Client, question: Question) -> Told:
                 finished = event
     assert finished is not None
     num_tokens = finished.usage.completion_tokens
-    return Told(question, finished.decision.pool, "".join(pieces), num_tokens, gap_s)
+    return Told(began_s, question, finished.decision.pool, "".join(pieces), num_tokens, gap_s)
 
 
 @contextmanager
