@@ -6,7 +6,7 @@ the chart are installed once, while tests run that need none.
 
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ import pytest
 
 from tests.cluster.kube import Kube
 from tests.cluster.release import TRACES_PORT, Release, Values, trace_store
+from tests.cluster.weights import fetched_values, weights_store
 
 STATE = "CLUSTER_STATE"
 ORDER = (
@@ -23,7 +24,7 @@ ORDER = (
     "test_ending",
     "test_pods",
     "test_services",
-    "test_tls",
+    "test_secured",
     "test_platform",
     "test_platform_load",
     "test_sizing",
@@ -82,8 +83,10 @@ def values() -> Values:
 def ahead(request: pytest.FixtureRequest, values: Values) -> Iterator[Mapping[str, Installing]]:
     """Install the releases that tests will ask for, in the order in which they will."""
     installs = {
-        "secured": partial(install, "secured", {"tls": {"mode": "chart"}}),
-        "release": partial(install, "platform", values),
+        "secured": partial(
+            install, "secured", {"tls": {"mode": "chart"}, **fetched_values()}, weights_store
+        ),
+        "release": partial(install, "platform", values, trace_store),
     }
     wanted = {name for item in request.session.items for name in getattr(item, "fixturenames", ())}
     worker = ThreadPoolExecutor(1)
@@ -91,12 +94,11 @@ def ahead(request: pytest.FixtureRequest, values: Values) -> Iterator[Mapping[st
     worker.shutdown(cancel_futures=True)
 
 
-def install(namespace: str, values: Values) -> Release:
+def install(namespace: str, values: Values, prepare: Callable[[Kube], None]) -> Release:
     """Install the laptop's preset into a namespace that enforces the restricted standard."""
     made = Release(Kube(namespace))
     made.kube.create_namespace()
-    if "serving" in values:
-        trace_store(made.kube)
+    prepare(made.kube)
     made.change(values)
     return made
 
@@ -109,7 +111,7 @@ def release(ahead: Mapping[str, Installing]) -> Release:
 
 @pytest.fixture(scope="module")
 def secured(ahead: Mapping[str, Installing]) -> Iterator[Release]:
-    """The laptop's preset with TLS between services."""
+    """The laptop's preset with weights that its Job fetches, and TLS between services."""
     made = ahead["secured"].result()
     yield made
     made.remove()
