@@ -22,15 +22,15 @@ LATER = {"image": {"tag": "later"}}
 """What tests before this one upgraded to: nothing else has to be replaced."""
 SIZED = {
     "enabled": True,
-    "settings": {"intervalS": 5},
+    "settings": {"intervalS": 3},
     "pools": [{"name": "llm", "attention": {"maxReplicas": 2}, "experts": {"minReplicas": 3}}],
 }
 SLEEPY = {
     "enabled": True,
-    "settings": {"intervalS": 5},
+    "settings": {"intervalS": 3},
     "downCoolDownS": 5,
     "downWindowS": 5,
-    "pools": [{"name": "llm", "idleS": 15, "startS": 20}],
+    "pools": [{"name": "llm", "idleS": 10, "startS": 20}],
 }
 
 
