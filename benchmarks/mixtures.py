@@ -207,7 +207,8 @@ def _theirs(model: PreTrainedModel, step: Step) -> Call:
             done = model(
                 _tokens(step, new), past_key_values=cache, use_cache=True, logits_to_keep=1
             )
-            return done.logits[:, -1].argmax(dim=-1)
+            chosen: Tensor = done.logits[:, -1].argmax(dim=-1)
+            return chosen
 
     def again() -> Tensor:
         chosen = advance(step.num_new)

@@ -2,8 +2,9 @@
 
 Checked: bases pinned by tag or digest, sources of COPY present and not ignored, stages that exist,
 nothing fetched by ADD, packages installed by hash and without resolving, no secret in ENV or ARG,
-images that end as a numeric user other than root and start a program without a shell. Not checked:
-that an image can be built, that a base or an operating system's package exists, what it contains.
+images that end as a numeric user other than root, with their sources compiled to bytecode, and
+start a program without a shell. Not checked: that an image can be built, that a base or a system
+package exists, what it contains.
 """
 
 import json
@@ -102,6 +103,16 @@ def _of_target(target: Stage, stages: Mapping[str, Stage]) -> Iterator[str]:
             yield f"Line {one.line}: {one.name} needs its exec form, or a shell takes the signals."
     if command is None:
         yield f"Target {target.name}: it has no CMD."
+    if copied(target, stages) and not _is_compiled(target):
+        yield (
+            f"Target {target.name}: compile its sources after the last COPY, since nothing can be"
+            " written beside them later and each start would do it."
+        )
+
+
+def _is_compiled(target: Stage) -> bool:
+    compiling = [one.line for one in target.named("RUN") if "compileall" in one.words]
+    return bool(compiling) and compiling[-1] > max(one.line for one in target.named("COPY"))
 
 
 def effective(stage: Stage, stages: Mapping[str, Stage], name: str) -> Instruction | None:

@@ -1,34 +1,34 @@
 """A namespace for each test, in the cluster that `make test-cluster` runs the tests in.
 
-Outside of a cluster nothing here is collected: these tests have a target of their own. Releases of
-the chart are installed once, while tests run that need none.
+Outside of a cluster nothing here is collected: these tests have a target of their own. They run in
+two processes at once, since most of them wait most of the time: `LOADED` holds the modules that
+change a release under load, one after the other, and the second process has all others.
 """
 
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.cluster.kube import Kube
-from tests.cluster.release import TRACES_PORT, Release, Values, trace_store
+from tests.cluster.release import TRACES_PORT, Release, Values, install, trace_store
+from tests.cluster.weights import fetched_values, weights_store
 
 STATE = "CLUSTER_STATE"
+LOADED = ("test_platform", "test_platform_load")
 ORDER = (
     "test_control_plane",
     "test_machine",
     "test_ending",
     "test_pods",
     "test_services",
-    "test_tls",
-    "test_platform",
-    "test_platform_load",
+    "test_secured",
     "test_sizing",
+    *LOADED,
 )
-Installing = Future[Release]
 collect_ignore_glob = [] if STATE in os.environ else ["test_*.py"]
 
 
@@ -50,19 +50,27 @@ def state() -> Path:
 
 
 @pytest.fixture
-def kube() -> Iterator[Kube]:
-    """Return a namespace that enforces the restricted standard, gone after the test."""
+def kube(installing: Future[Release]) -> Iterator[Kube]:
+    """Return a namespace that enforces the restricted standard, gone after the test.
+
+    A release is installed meanwhile, for tests that come later.
+    """
     made = Kube(f"test-{uuid.uuid4().hex[:8]}")
     made.create_namespace()
     yield made
     made.delete_namespace()
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Have the tests without a release first: releases are installed meanwhile."""
-    if STATE in os.environ:
-        places = {stem: place for place, stem in enumerate(ORDER)}
-        items.sort(key=lambda item: places.get(item.path.stem, -1))
+    """Give each process its modules, in an order that lets releases be installed meanwhile."""
+    if STATE not in os.environ:
+        return
+    places = {stem: place for place, stem in enumerate(ORDER)}
+    items.sort(key=lambda item: places.get(item.path.stem, -1))
+    for item in items:
+        group = "loaded" if item.path.stem in LOADED else "others"
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
@@ -70,47 +78,38 @@ def values() -> Values:
     """What the release has beside the laptop's preset.
 
     Its traces go to the store; prompts as short as utterances are worth a look-up, as they are in
-    `understudy up`.
+    `understudy up`. Addresses leave the endpoints at once here, so that less time than the chart's
+    is given to that: what it has to hide is the same, and it has to hide it sooner.
     """
     return {
-        "serving": {"otlpEndpoint": f"http://traces:{TRACES_PORT}"},
+        "serving": {"otlpEndpoint": f"http://traces:{TRACES_PORT}", "preStopS": 2},
         "attention": {"settings": {"kvstoreMinTokens": 16}},
     }
 
 
-@pytest.fixture(scope="session", autouse=True)
-def ahead(request: pytest.FixtureRequest, values: Values) -> Iterator[Mapping[str, Installing]]:
-    """Install the releases that tests will ask for, in the order in which they will."""
-    installs = {
-        "secured": partial(install, "secured", {"tls": {"mode": "chart"}}),
-        "release": partial(install, "platform", values),
-    }
-    wanted = {name for item in request.session.items for name in getattr(item, "fixturenames", ())}
-    worker = ThreadPoolExecutor(1)
-    yield {name: worker.submit(one) for name, one in installs.items() if name in wanted}
-    worker.shutdown(cancel_futures=True)
-
-
-def install(namespace: str, values: Values) -> Release:
-    """Install the laptop's preset into a namespace that enforces the restricted standard."""
-    made = Release(Kube(namespace))
-    made.kube.create_namespace()
-    if "serving" in values:
-        trace_store(made.kube)
-    made.change(values)
-    return made
+@pytest.fixture(scope="session")
+def installing(request: pytest.FixtureRequest) -> Iterator[Future[Release]]:
+    """Install, while tests run that need none, a release with fetched weights and TLS."""
+    secured: Values = {"tls": {"mode": "chart"}, **fetched_values()}
+    items = request.session.items
+    is_wanted = any("secured" in getattr(item, "fixturenames", ()) for item in items)
+    if not is_wanted:
+        yield Future()
+        return
+    with ThreadPoolExecutor(1) as worker:
+        yield worker.submit(install, "secured", secured, weights_store)
 
 
 @pytest.fixture(scope="session")
-def release(ahead: Mapping[str, Installing]) -> Release:
+def release(values: Values) -> Release:
     """The laptop's preset; it ends with the cluster."""
-    return ahead["release"].result()
+    return install("platform", values, trace_store)
 
 
 @pytest.fixture(scope="module")
-def secured(ahead: Mapping[str, Installing]) -> Iterator[Release]:
-    """The laptop's preset with TLS between services."""
-    made = ahead["secured"].result()
+def secured(installing: Future[Release]) -> Iterator[Release]:
+    """The laptop's preset with weights that its Job fetches, and TLS between services."""
+    made = installing.result()
     yield made
     made.remove()
 

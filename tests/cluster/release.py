@@ -3,7 +3,7 @@
 import base64
 import json
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -128,6 +128,18 @@ class Release:
         }
         path = f"/api/v1/namespaces/{namespace}/pods/{name}/eviction"
         self.kube.run("create", "--raw", path, "--filename", "-", stdin=json.dumps(eviction))
+
+
+def install(
+    namespace: str, values: Values, prepare: Callable[[Kube], None] | None = None
+) -> Release:
+    """Install the laptop's preset into a namespace that enforces the restricted standard."""
+    made = Release(Kube(namespace))
+    made.kube.create_namespace()
+    if prepare is not None:
+        prepare(made.kube)
+    made.change(values)
+    return made
 
 
 def decisions(kube: Kube, workload: str, *reasons: str) -> list[str]:

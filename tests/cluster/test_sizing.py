@@ -13,25 +13,31 @@ from tests.cluster.release import (
     Values,
     decisions,
     helm,
+    install,
     merged,
 )
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
-LATER = {"image": {"tag": "later"}}
-"""What tests before this one upgraded to: nothing else has to be replaced."""
+VALUES: Values = {"serving": {"preStopS": 2}}
 SIZED = {
     "enabled": True,
-    "settings": {"intervalS": 5},
+    "settings": {"intervalS": 3},
     "pools": [{"name": "llm", "attention": {"maxReplicas": 2}, "experts": {"minReplicas": 3}}],
 }
 SLEEPY = {
     "enabled": True,
-    "settings": {"intervalS": 5},
+    "settings": {"intervalS": 3},
     "downCoolDownS": 5,
     "downWindowS": 5,
-    "pools": [{"name": "llm", "idleS": 15, "startS": 20}],
+    "pools": [{"name": "llm", "idleS": 10, "startS": 20}],
 }
+
+
+@pytest.fixture(scope="module")
+def sized() -> Release:
+    """The laptop's preset; it ends with the cluster."""
+    return install("sized", VALUES)
 
 
 def has(release: Release, kind: str, part: str) -> bool:
@@ -41,44 +47,44 @@ def has(release: Release, kind: str, part: str) -> bool:
 
 
 def test_the_controller_sizes_a_pool_whose_experts_it_finds_by_their_service(
-    release: Release, values: Values
+    sized: Release,
 ) -> None:
-    release.change(merged(values, {**LATER, "scaling": SIZED}))
+    sized.change(merged(VALUES, {"scaling": SIZED}))
 
     def is_ready() -> bool:
-        status = release.kube.get("deployment", f"{RELEASE}-llm-experts")["status"]
+        status = sized.kube.get("deployment", f"{RELEASE}-llm-experts")["status"]
         return bool(status.get("readyReplicas") == 3)
 
     wait_until(is_ready, "three expert workers", START_TIMEOUT_S)
-    told = decisions(release.kube, f"{RELEASE}-llm-experts")
+    told = decisions(sized.kube, f"{RELEASE}-llm-experts")
     assert any(message.startswith("1 -> 3 replicas, 3 needed") for message in told)
-    lease = release.kube.get("lease", f"{RELEASE}-controller")
+    lease = sized.kube.get("lease", f"{RELEASE}-controller")
     assert lease["spec"]["holderIdentity"].startswith(f"{RELEASE}-controller-")
-    assert not has(release, "statefulset", "llm-experts")
-    assert "answered by" in release.test()
+    assert not has(sized, "statefulset", "llm-experts")
+    assert "answered by" in sized.test()
 
 
-def test_a_pool_that_sleeps_is_woken_by_the_next_request(release: Release, values: Values) -> None:
+def test_a_pool_that_sleeps_is_woken_by_the_next_request(sized: Release) -> None:
     workers = [f"{RELEASE}-llm-attention", f"{RELEASE}-llm-experts"]
-    release.change(merged(values, {**LATER, "scaling": SLEEPY}))
+    sized.change(merged(VALUES, {"scaling": SLEEPY}))
 
     def is_asleep() -> bool:
         # A worker that still drains would answer without any awakening.
-        return not release.kube.get("pods", selector="understudy.dev/pool=llm")["items"]
+        return not sized.kube.get("pods", selector="understudy.dev/pool=llm")["items"]
 
     def num_decisions() -> int:
-        return sum(len(decisions(release.kube, worker, "ScaledUp")) for worker in workers)
+        return sum(len(decisions(sized.kube, worker, "ScaledUp")) for worker in workers)
 
     wait_until(is_asleep, "the pool to sleep", START_TIMEOUT_S)
     before = num_decisions()
-    assert "answered by" in release.test()
+    assert "answered by" in sized.test()
     # It may sleep again by now: that it woke is told by the controller.
     assert num_decisions() > before
 
 
-def test_a_rollback_brings_the_workloads_of_the_first_revision_back(release: Release) -> None:
+def test_a_rollback_brings_the_workloads_of_the_first_revision_back(sized: Release) -> None:
     timeout = f"--timeout={START_TIMEOUT_S}s"
-    helm(release.kube, "rollback", RELEASE, "1", "--wait", timeout)
-    assert has(release, "statefulset", "llm-experts")
-    assert not has(release, "deployment", "llm-experts")
-    assert "answered by" in release.test()
+    helm(sized.kube, "rollback", RELEASE, "1", "--wait", timeout)
+    assert has(sized, "statefulset", "llm-experts")
+    assert not has(sized, "deployment", "llm-experts")
+    assert "answered by" in sized.test()

@@ -36,7 +36,7 @@ class GroupedWeights:
         """Return those of the attention `index`, from canonical tensor names."""
         layer, place = layer_prefix(config, index)
         prefix = f"{layer}.self_attn{place}"
-        projections = (linear(weights, f"{prefix}.{name}_proj") for name in "qkvo")
+        query, key, value, output = (linear(weights, f"{prefix}.{name}_proj") for name in "qkvo")
         head_norms = query_up = None
         if config.has_qk_norm:
             of_query, of_key = (vector(weights, f"{prefix}.{name}_norm.weight") for name in "qk")
@@ -44,7 +44,7 @@ class GroupedWeights:
         if config.query_rank is not None:
             norm = vector(weights, f"{prefix}.inter_norm.weight")
             query_up = norm, linear(weights, f"{prefix}.wq")
-        return cls(*projections, head_norms, query_up)
+        return cls(query, key, value, output, head_norms, query_up)
 
 
 class GroupedAttention:

@@ -134,6 +134,16 @@ callers see certificates) and scaling (all settings of scaling). */}}
     {{- . | nindent 4 }}
     {{- end }}
   # Probes have no certificate: where services do, a port that answers health only is for them.
+  {{- if .isSidecar }}
+  # No startup probe: the pod's next container would wait for it, and it can do without this one.
+  livenessProbe:
+    grpc: {port: {{ $probed }}, service: liveness}
+    initialDelaySeconds: 60
+    periodSeconds: 10
+    timeoutSeconds: 5
+    failureThreshold: 3
+  restartPolicy: Always
+  {{- else }}
   # A start is over once the process answers: peers that are not there yet are no reason to restart.
   startupProbe:
     grpc: {port: {{ $probed }}, service: liveness}
@@ -147,14 +157,12 @@ callers see certificates) and scaling (all settings of scaling). */}}
     periodSeconds: 10
     timeoutSeconds: 5
     failureThreshold: 3
-  {{- if .isSidecar }}
-  restartPolicy: Always
-  {{- else }}
+  # Often: each link of a chain of services waits for the one before to be seen ready.
   readinessProbe:
     grpc: {port: {{ $probed }}}
-    periodSeconds: 5
+    periodSeconds: 2
     timeoutSeconds: 2
-    failureThreshold: 2
+    failureThreshold: 5
   lifecycle:
     preStop:
       sleep: {seconds: {{ .preStopS | default $serving.preStopS }}}

@@ -18,7 +18,8 @@ SYSTEM_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/b
 WORK_FOLDER: Final = "/app"
 _ROOT_FOLDERS: Final = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _SYSTEM_FILES: Final = ("/etc/ssl", "/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime")
-_SOURCES: Final = ("understudy", "services", "kernels", "models")
+SOURCES: Final = ("understudy", "services", "kernels")
+"""What our images hold of the checkout, compiled to bytecode."""
 _TARGETS: Final = ("router", "worker", "distiller")
 """Images of our services; the checkout stands for each."""
 _CACHE: Final = "/var/cache/image"
@@ -62,7 +63,7 @@ def understudy_image(system: Image, environ: Mapping[str, str]) -> Image:
     """Return the checkout with the interpreter that runs this: the image of all services."""
     python = {Path(sys.prefix), Path(sys.base_prefix)}
     mounts = [_shown(path, path) for path in sorted(python) if not path.is_relative_to("/usr")]
-    sources = [name for name in _SOURCES if (ROOT / name).is_dir()]
+    sources = [name for name in (*SOURCES, "models") if (ROOT / name).is_dir()]
     mounts += [_shown(ROOT / name, f"{WORK_FOLDER}/{name}") for name in sources]
     compiled = cache_folder(environ).parent / "kernels"
     if compiled.is_dir():

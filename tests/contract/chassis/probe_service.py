@@ -1,6 +1,9 @@
 """A service process for the tests: the chassis with one slow call."""
 
 import asyncio
+import atexit
+import os
+import sys
 from collections.abc import Mapping
 
 import grpc.aio
@@ -25,6 +28,17 @@ class Slow(distiller_pb2_grpc.DistillerServiceServicer):
         yield distiller_pb2.WatchResponse(run=distiller_pb2.Run(run_id="last"))
 
 
+class Telling:
+    """Says that it is freed."""
+
+    def __del__(self) -> None:
+        os.write(2, b"taken apart\n")
+
+
+KEPT: list[Telling] = []
+"""Freed by nothing but the interpreter's own end."""
+
+
 async def main(environ: Mapping[str, str], serving: ServingSettings) -> None:
     slow, health = Slow(), HealthState(is_ready=False)
 
@@ -34,6 +48,9 @@ async def main(environ: Mapping[str, str], serving: ServingSettings) -> None:
     async def load() -> None:
         if environ.get("PROBE_TASK") == "fail":
             raise RuntimeError("the task broke")
+        if environ.get("PROBE_TASK") == "tell":
+            KEPT.append(Telling())
+            atexit.register(sys.stderr.write, "hooks ran\n")
         health.mark_ready()
 
     def register(server: grpc.aio.Server) -> None:

@@ -86,6 +86,14 @@ def stub_of(service):
         yield distiller_pb2_grpc.DistillerServiceStub(channel)
 
 
+def test_a_drained_process_runs_its_exit_hooks_and_is_not_taken_apart():
+    with running(PROBE, PROBE_TASK="tell") as service:
+        code, said = service.end()
+    assert code == 0
+    assert "hooks ran" in said
+    assert "taken apart" not in said
+
+
 def test_running_stream_survives_sigterm_while_health_says_not_serving(tmp_path):
     ready_file = tmp_path / "ready.json"
     with running(PROBE, UNDERSTUDY_SERVING_READY_FILE=str(ready_file)) as service:

@@ -43,6 +43,7 @@ def test_the_dockerfile_has_no_problem() -> None:
         ('CMD ["python", "-m", "services.router"]', "CMD python -m services.router", "exec form"),
         ('CMD ["python", "-m", "services.router"]', "", "Target router: it has no CMD"),
         ("AS distiller", "AS trainer", "There is no target distiller"),
+        ("RUN python -m compileall", "RUN true", "Target worker: compile its sources"),
     ],
 )
 def test_a_fault_is_named(before: str, after: str, sentence: str) -> None:

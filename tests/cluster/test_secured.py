@@ -1,20 +1,27 @@
-"""The chart with certificates of its own authority, which is replaced while callers are served."""
+"""A release with weights that its Job fetches and certificates of an authority of its own.
+
+The authority is replaced while callers are served.
+"""
 
 import json
 import threading
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import grpc
 import pytest
 
+from deploy.cluster.layout import ROOT
 from tests.cluster.kube import Kube, wait_until
 from tests.cluster.release import CHART, RELEASE, Release, address, helm
+from tests.cluster.weights import FETCHED, MODEL
 from understudy import Client
 from understudy.api.attention.v1 import attention_pb2, attention_pb2_grpc
 from understudy.errors import Unavailable, UnderstudyError
 from understudy.rpc import WITHOUT_POLICY, from_rpc_error, open_sync_channel
+from understudy.weights.contents import sums_of
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
@@ -31,7 +38,7 @@ def pods(kube: Kube) -> list[tuple[str, str]]:
         (pod["metadata"]["name"], container["name"])
         for pod in kube.get("pods")["items"]
         for container in [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]
-        if container["command"][0] == "python"
+        if container["command"][-1].startswith("services.")
     ]
 
 
@@ -40,21 +47,40 @@ def num_taken_up(kube: Kube, pod: str, container: str) -> int:
     return kube.run("logs", pod, "--container", container).count(TAKEN_UP)
 
 
-def ask(release: Release) -> int:
-    """Have the LLM answer through all services; return the number of tokens."""
+def ask(release: Release, model: str = "llm") -> int:
+    """Have a model answer, the LLM through all services; return the number of tokens."""
     key = release.api_key()
     with Client(address(release.kube, 9090), api_key=key, timeout_s=CALL_TIMEOUT_S) as client:
-        answer = client.complete(messages=MESSAGES, model="llm", max_tokens=8)
+        answer = client.complete(messages=MESSAGES, model=model, max_tokens=8)
     return answer.usage.completion_tokens
+
+
+def test_workers_start_from_what_the_job_fetched(secured: Release, state: Path) -> None:
+    kube = secured.kube
+    (job,) = kube.get("jobs")["items"]
+    (fetching,) = kube.get("pods", selector="app.kubernetes.io/component=weights")["items"]
+    assert job["status"]["succeeded"] == 1
+    assert fetching["status"]["phase"] == "Succeeded"
+    (worker,) = secured.pods("attention", FETCHED)
+    (container,) = worker["spec"]["containers"]
+    (path,) = [
+        Path(one["value"])
+        for one in container["env"]
+        if one["name"] == "UNDERSTUDY_ATTENTION_MODEL"
+    ]
+    assert f"{path.name} is published" in kube.run("logs", fetching["metadata"]["name"])
+    waited = worker["status"]["initContainerStatuses"][0]
+    assert (waited["name"], waited["state"]["terminated"]["exitCode"]) == ("weights", 0)
+    claim = kube.get("pvc", f"{RELEASE}-weights")["metadata"]["uid"]
+    held = sums_of(state / "claims" / claim / path.name).files
+    assert held.items() >= sums_of(ROOT / MODEL).files.items()
+    assert ask(secured, model=FETCHED) == 8
 
 
 def test_services_answer_over_tls_and_no_probe_restarts_them(secured: Release) -> None:
     assert ask(secured) == 8
-    statuses = [
-        one
-        for pod in secured.kube.get("pods")["items"]
-        for one in pod["status"]["containerStatuses"]
-    ]
+    services = secured.kube.get("pods", selector="app.kubernetes.io/component!=weights")["items"]
+    statuses = [one for pod in services for one in pod["status"]["containerStatuses"]]
     assert all(status["ready"] and not status["restartCount"] for status in statuses)
 
 
