@@ -1,6 +1,7 @@
 """Building, the look-up of what is built, and a machine on which nothing can be built."""
 
 import logging
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -31,9 +32,20 @@ print(loaded.isa, float(ops.linear(torch.ones(1, 32), weight).sum()))
 """
 
 
-def run_python(code: str, cache: Path) -> subprocess.CompletedProcess[str]:
+OLD_PROCESSOR = """
+import logging
+logging.basicConfig(format="%(levelname)s %(message)s")
+from understudy.model.decoder import resolve_compute
+print(resolve_compute("exact"), resolve_compute("fast"), resolve_compute("reference"))
+"""
+
+
+def run_python(
+    code: str, cache: Path, path: str = "", **more: str
+) -> subprocess.CompletedProcess[str]:
     # No PATH: no compiler is found.
-    environ = {"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "XDG_CACHE_HOME": str(cache), "PATH": ""}
+    environ = {"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "XDG_CACHE_HOME": str(cache)}
+    environ |= {"PATH": path, **more}
     return subprocess.run(
         [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True
     )
@@ -48,6 +60,17 @@ def test_without_a_compiler_the_reference_serves_and_one_line_says_why(tmp_path:
     assert len(lines) == 1
     assert "No compiler g++ is installed" in lines[0]
     assert "python -m understudy_kernels.build" in lines[0]
+
+
+@pytest.mark.parametrize("path", ["", os.environ["PATH"]], ids=["no compiler", "a compiler"])
+def test_on_a_processor_with_neither_instruction_set_the_reference_serves_and_one_line_says_why(
+    path: str, tmp_path: Path
+) -> None:
+    done = run_python(OLD_PROCESSOR, tmp_path, path, ATEN_CPU_CAPABILITY="default")
+    assert done.stdout.split() == ["reference"] * 3
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("WARNING")]
+    assert "this processor offers DEFAULT, the kernels need AVX2 or AVX-512" in line
+    assert list(tmp_path.iterdir()) == []  # nothing was compiled
 
 
 def test_importing_the_package_registers_and_compiles_nothing(tmp_path: Path) -> None:

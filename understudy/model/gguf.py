@@ -167,7 +167,9 @@ def _dequantise(path: Path, content: memoryview, entry: TensorEntry) -> Tensor:
     raw = np.frombuffer(content, np.uint8, entry.size_bytes, entry.start)
     rows = raw.reshape(*entry.shape[:-1], entry.row_bytes)
     try:
-        values = gguf.quants.dequantize(rows, entry.kind)
+        # What is not finite is refused with its tensor's name once all its values are there.
+        with np.errstate(invalid="ignore", over="ignore"):
+            values = gguf.quants.dequantize(rows, entry.kind)
     except NotImplementedError as error:
         raise FailedPrecondition(
             f"{path.name} has {entry.name!r} in the unsupported type {entry.kind.name}.",

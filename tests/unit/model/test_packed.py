@@ -173,16 +173,20 @@ def test_a_value_that_is_not_finite_is_reported_with_its_tensor(
     assert caught.value.metadata["tensor"] == name
 
 
-@pytest.mark.parametrize("kind", ["Q8_0", "Q4_1", "Q4_K", "Q6_K"])
-def test_a_scale_in_a_gguf_that_is_not_finite_is_reported_with_its_tensor(
-    kind: str, tmp_path: Path
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("compute", ["exact", "reference"])
+@pytest.mark.parametrize(
+    ("kind", "where"),
+    [("Q8_0", 0), ("Q4_0", 0), ("Q4_1", 0), ("Q4_1", 2), ("Q4_K", 0), ("Q4_K", 2), ("Q6_K", 208)],
+)
+def test_a_scale_or_minimum_in_a_gguf_that_is_not_finite_is_reported_with_its_tensor(
+    kind: str, where: int, compute: Compute, value: float, tmp_path: Path
 ) -> None:
     def broken(array: np.ndarray, quantisation: gguf.GGMLQuantizationType) -> np.ndarray:
         raw = encode_any(array, quantisation)
         if array.shape == (512, 256) and not is_broken:
             is_broken.append(True)
-            where = 208 if kind == "Q6_K" else 0
-            raw[3, where : where + 2] = np.frombuffer(np.float16(np.nan).tobytes(), np.uint8)
+            raw[3, where : where + 2] = np.frombuffer(np.float16(value).tobytes(), np.uint8)
         return raw
 
     is_broken: list[bool] = []
@@ -191,5 +195,5 @@ def test_a_scale_in_a_gguf_that_is_not_finite_is_reported_with_its_tensor(
     assert is_broken
 
     with pytest.raises(FailedPrecondition, match="not finite") as caught:
-        load_model(tmp_path / "m.gguf", compute="exact")
+        load_model(tmp_path / "m.gguf", compute=compute)
     assert caught.value.metadata["tensor"] == "model.layers.0.mlp.gate_proj.weight"
