@@ -37,6 +37,7 @@ def build_pools(
     pools: dict[str, AnyPool] = {}
     watches: list[Watch] = []
     for one in settings:
+        metrics.start_pool(one.name)
         if one.external is not None:
             endpoints = _endpoints(one.name, one.external, metrics)
             pools[one.name] = _external_pool(one.name, one.external, endpoints)

@@ -120,17 +120,21 @@ class RouterMetrics:
         for reason in REASONS:
             self.failures.labels(reason)
         for pool in (SLM, LLM):
-            self.replacements.labels(pool)
-            self.disagreements.labels(pool)
-            self.held.labels(pool)
-            for outcome in HOLD_OUTCOMES:
-                self.holds.labels(pool, outcome)
-            for outcome in EXTERNAL_OUTCOMES:
-                self.external.labels(pool, outcome)
+            self.start_pool(pool)
         for outcome in REPORT_OUTCOMES:
             self.reports.labels(outcome)
         for kind in WATCHED_FILES:
             self.refused_files.labels(kind)
+
+    def start_pool(self, pool: str) -> None:
+        """Expose what a pool may count."""
+        self.replacements.labels(pool)
+        self.disagreements.labels(pool)
+        self.held.labels(pool)
+        for outcome in HOLD_OUTCOMES:
+            self.holds.labels(pool, outcome)
+        for outcome in EXTERNAL_OUTCOMES:
+            self.external.labels(pool, outcome)
 
     def watch_endpoints(self, pool: str, states: Callable[[], Sequence[str]]) -> None:
         """Ask with each scrape for the state of every engine of a pool."""

@@ -1,5 +1,7 @@
 """The router's rules as pure functions: which pool tries first, whether its answer stands, costs.
 
+Other pools than `slm` and `llm` answer those who name them, and nobody else.
+
 Cost of a position = (non-embedding active parameters + LM head) of the model over those of the
 LLM; cost of an attempt = that times prompt plus output positions from a cold start. Cache hits are
 reported beside it, never subtracted. There is no default threshold: without a calibrator for

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 from urllib.parse import urlsplit
+
+from services.router.policy import AUTO
 
 Entry = Mapping[str, object]
 Kind = Literal["native", "openai"]
@@ -15,6 +18,7 @@ Kind = Literal["native", "openai"]
 MAX_URLS: Final = 16
 DEFAULT_CONNECT_TIMEOUT_S: Final = 5.0
 DEFAULT_IDLE_TIMEOUT_S: Final = 60.0
+_NAME: Final = re.compile(r"[a-z]([a-z0-9-]{0,30}[a-z0-9])?")
 _COMMON: Final = frozenset({"name", "kind", "version_dir"})
 
 
@@ -61,13 +65,16 @@ def parse_pool(entry: Entry) -> PoolSettings:
     kind = entry.get("kind", "native")
     if kind not in ("native", "openai"):
         raise ValueError(f"the kind {kind!r} is not native or openai")
+    name = str(entry["name"])
+    if name == AUTO or not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} names no pool: up to 32 of a-z, 0-9 and '-', not {AUTO!r}")
     directory = str(entry.get("version_dir") or "")
     known = {"workers"} if kind == "native" else set(ExternalSettings.__dataclass_fields__)
     unknown = sorted(set(entry) - known - _COMMON)
     if unknown:
         raise ValueError(f"{unknown[0]!r} is not a setting of a pool of kind {kind}")
     return PoolSettings(
-        name=str(entry["name"]),
+        name=name,
         workers=_workers(entry["workers"]) if kind == "native" else "",
         version_dir=Path(directory) if directory else None,
         external=_external(entry) if kind == "openai" else None,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
-from services.router.policy import LLM, SLM
+from services.router.policy import LLM
 from services.router.pool_settings import PoolSettings, parse_pool
 from services.router.sealing import parse_key
 from services.router.tenants import parse_keys
@@ -24,10 +24,11 @@ class RouterSettings:
     """What one router routes to, and its limits."""
 
     pools: str
-    """JSON list of pools, or @file; the names are llm and slm. A native one is {"name", "workers",
-    "version_dir"}; one behind OpenAI-compatible engines is {"name", "kind": "openai", "urls",
-    "model", "position_parameters"} and may have "key_file", "ca_file", "max_context_tokens",
-    "logprobs", "version_dir", "connect_timeout_s" and "idle_timeout_s" (pool_settings.py)."""
+    """JSON list of pools, or @file: llm, which there must be, slm, and any others, which answer those
+    who name them as the model. A native one is {"name", "workers", "version_dir"}; one behind
+    OpenAI-compatible engines is {"name", "kind": "openai", "urls", "model", "position_parameters"}
+    and may have "key_file", "ca_file", "max_context_tokens", "logprobs", "version_dir",
+    "connect_timeout_s" and "idle_timeout_s" (pool_settings.py)."""
     tokenizer: Path | None = None
     """The `tokenizer.json` that all native pools share, or a GGUF file that carries it; needed
     unless every pool is external."""
@@ -120,8 +121,8 @@ class RouterSettings:
                 f"{PREFIX}POOLS is no JSON list of pools with name and workers: {error!r}."
             ) from error
         names = [pool.name for pool in pools]
-        if LLM not in names or not set(names) <= {SLM, LLM} or len(set(names)) != len(names):
-            raise SettingsError(f"{PREFIX}POOLS names {names}; it needs llm, and may have slm.")
+        if LLM not in names or len(set(names)) != len(names):
+            raise SettingsError(f"{PREFIX}POOLS names {names}; it needs llm, and each name once.")
         if self.tokenizer is None and any(pool.external is None for pool in pools):
             raise SettingsError(f"{PREFIX}TOKENIZER is not set; native pools need it.")
         return pools

@@ -17,7 +17,7 @@ from services.router.external.runs import ExternalRun
 from services.router.holding import Holding, Patience
 from services.router.metrics import RouterMetrics
 from services.router.plans import Plan
-from services.router.policy import AUTO, LLM, attempt_cost
+from services.router.policy import AUTO, LLM, SLM, attempt_cost
 from services.router.requests import Request
 from services.router.speaking import NativeSpeaker, Speaker
 from services.router.stage import Stage
@@ -47,7 +47,7 @@ class Company:
 
     def patience(self, pool: str, *, may_wake: bool) -> Patience:
         """Return how long an attempt waits for the pool's first worker."""
-        worker_s = self.llm_patience_s if pool == LLM else self.slm_patience_s
+        worker_s = self.slm_patience_s if pool == SLM else self.llm_patience_s
         return Patience(worker_s, self.wake_patience_s if may_wake else 0.0)
 
 

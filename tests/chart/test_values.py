@@ -42,6 +42,7 @@ TYPOS: Final = (
     "weights.volume.sise",
     "weights.model",
 )
+LLM: Final = {"name": "llm", "modelName": "m", "model": "smollm2", "ffn": "fused"}
 WRONG: Final[tuple[tuple[str, object], ...]] = (
     ("router.replicas", "two"),
     ("router.replicas", 0),
@@ -52,6 +53,7 @@ WRONG: Final[tuple[tuple[str, object], ...]] = (
     ("pools", []),
     ("pools", [{"name": "llm", "model": "smollm2", "ffn": "fused"}]),
     ("pools", [{"name": "slm", "modelName": "m", "model": "smollm2", "ffn": "fused"}]),
+    ("pools", [LLM, {**LLM, "name": "auto"}]),
     ("pools", [{"name": "LLM", "modelName": "m", "model": "smollm2", "ffn": "fused"}]),
     ("pools", [{"name": "llm", "modelName": "m", "model": "smollm2", "ffn": "both"}]),
     ("pools", [{"name": "llm", "modelName": "m", "model": "m", "ffn": "fused", "atention": {}}]),

@@ -7,6 +7,7 @@ import re
 from typing import Final
 
 import pytest
+import yaml
 
 from tests.chart.manifests import (
     CHART,
@@ -64,6 +65,19 @@ def test_the_router_knows_every_attention_worker_of_every_pool(external: list[Ma
         "llm": 2,
     }
     assert pools["llm"][1] == "stage-llm-attention-1.stage-llm-attention:9000"
+
+
+def test_pools_of_other_names_are_workers_that_routers_know(helm: Helm) -> None:
+    [slm, llm] = yaml.safe_load((CHART / "values.yaml").read_text())["pools"]
+    code = {"name": "code", "modelName": "coder", "model": "weights/coder.gguf", "ffn": "fused"}
+    manifests = helm.render(values={"pools": [slm, llm, code]})
+    [environment] = _environments(manifests, "router")
+    known = {
+        pool["name"]: pool["workers"] for pool in json.loads(environment["UNDERSTUDY_ROUTER_POOLS"])
+    }
+    assert known["code"] == ["demo-understudy-code-attention-0.demo-understudy-code-attention:9000"]
+    assert named(manifests, "StatefulSet", "demo-understudy-code-attention")
+    assert set(known["code"]) <= _served_addresses(manifests)
 
 
 def test_the_controller_places_the_experts_of_disaggregated_pools_only(

@@ -105,6 +105,8 @@ class Town:
     llm_address: str
     stack: AsyncExitStack
     more_llm: list[str] = field(default_factory=list)
+    others: dict[str, str] = field(default_factory=dict)
+    """Addresses of pools by other names."""
 
     async def open(self, transport: Transport = PLAINTEXT, **changes: object) -> House:
         pools = [
@@ -114,6 +116,7 @@ class Town:
                 "version_dir": str(self.directory / "slm"),
             },
             {"name": "llm", "workers": [self.llm_address, *self.more_llm]},
+            *({"name": name, "workers": [address]} for name, address in self.others.items()),
         ]
         values: dict[str, object] = {
             "pools": json.dumps(pools),

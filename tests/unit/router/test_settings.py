@@ -35,11 +35,21 @@ def test_pools_come_from_text_or_a_file(tmp_path: Path) -> None:
     ["{", "[]", "[1]", '[{"name":"slm","workers":["a:1"]}]', '[{"name":"llm","workers":[]}]',
      '[{"name":"llm","workers":5}]', '[{"name":"llm"}]',
      '[{"name":"llm","workers":["a:1"]},{"name":"llm","workers":["a:1"]}]',
-     '[{"name":"llm","workers":["a:1"]},{"name":"xxl","workers":["a:1"]}]'],
+     '[{"name":"llm","workers":["a:1"]},{"name":"XXL","workers":["a:1"]}]',
+     '[{"name":"llm","workers":["a:1"]},{"name":"auto","workers":["a:1"]}]'],
 )  # fmt: skip
 def test_bad_pools_are_refused_by_name(pools: str) -> None:
     with pytest.raises(SettingsError, match="UNDERSTUDY_ROUTER_POOLS"):
         RouterSettings.from_env(environ(POOLS=pools))
+
+
+def test_pools_beside_the_two_have_names_of_their_own() -> None:
+    pools = [*POOLS, {"name": "code-2", "workers": ["a:1"]}]
+    names = [
+        pool.name
+        for pool in RouterSettings.from_env(environ(POOLS=json.dumps(pools))).parsed_pools()
+    ]
+    assert names == ["slm", "llm", "code-2"]
 
 
 @pytest.mark.parametrize(
