@@ -24,7 +24,7 @@ class RouterSettings:
     """What one router routes to, and its limits."""
 
     pools: str
-    """JSON list of pools, or @file: llm, which there must be, slm, and any others, which answer those
+    """JSON list of pools, or @file: llm, which there must be, slm, and others, which answer those
     who name them as the model. A native one is {"name", "workers", "version_dir"}; one behind
     OpenAI-compatible engines is {"name", "kind": "openai", "urls", "model", "position_parameters"}
     and may have "key_file", "ca_file", "max_context_tokens", "logprobs", "version_dir",
