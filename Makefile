@@ -11,7 +11,7 @@ help: ## Show this help
 
 setup: $(VENV)/.installed ## Create .venv from requirements.lock, compile the kernels (and helm where Go is at hand)
 	@$(PY) -m understudy_kernels.build
-	@$(PY) deploy/tools/build_helm.py
+	@$(PY) -m deploy.tools.build_helm
 
 $(VENV)/.installed: requirements.lock deploy/tools/install.py
 	@$(PYTHON) deploy/tools/install.py $(VENV)

@@ -1,4 +1,9 @@
-"""What every test shares: how property tests run, and which tests keep to one worker."""
+"""What every test shares: how property tests run, which tests keep to one worker, an API server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -9,14 +14,38 @@ from xdist.scheduler import LoadFileScheduling
 settings.register_profile("understudy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("understudy")
 
+if TYPE_CHECKING:
+    from tests.integration.control_plane import ControlPlane
+
 LIVE_PLATFORM = "tests/integration/test_platform_"
+API_SERVER = ("tests/chart/test_api_server", "tests/integration/test_controller_cluster")
 
 
 class FilesTogether(LoadFileScheduling):
-    """A file's tests run on one worker, and so do all that share the one live platform."""
+    """A file's tests run on one worker, and so do all that share a platform or an API server."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return LIVE_PLATFORM if nodeid.startswith(LIVE_PLATFORM) else super()._split_scope(nodeid)
+        for shared in (LIVE_PLATFORM, API_SERVER):
+            if nodeid.startswith(shared):
+                return str(shared)
+        return super()._split_scope(nodeid)
+
+
+@pytest.fixture(scope="session")
+def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """A real API server for all tests that need one, each in namespaces of its own."""
+    from tests.integration.control_plane import ControlPlane, find_binaries
+    from understudy.local.ports import free_port
+
+    binaries = find_binaries()
+    assert binaries is not None, "tests that need it are skipped where it cannot run"
+    ports = (free_port(), free_port(), free_port())
+    found = ControlPlane(tmp_path_factory.mktemp("plane"), binaries, ports)
+    try:
+        found.start()
+        yield found
+    finally:
+        found.stop()
 
 
 @pytest.hookimpl(optionalhook=True)

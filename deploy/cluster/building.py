@@ -50,12 +50,23 @@ def ensure_built(
     Raises BuildError once the builds have taken `within_s` together.
     """
     tools, deadline_s = tuple(tools), time.monotonic() + within_s
-    missing = [tool for tool in tools if not is_built(tool, environ)]
-    if missing:
-        go = find_go(environ)
-        for tool in missing:
-            _build(_Builder(tool, go, environ, report, deadline_s))
+    for tool in tools:
+        if not is_built(tool, environ):
+            target, left_s = binaries_folder(tool, environ), deadline_s - time.monotonic()
+            build_tool(tool, target, environ, report, left_s)
     return [binaries_folder(tool, environ) for tool in tools]
+
+
+def build_tool(
+    tool: Tool,
+    target: Path,
+    environ: Mapping[str, str],
+    report: Report,
+    within_s: float = BUILD_TIMEOUT_S,
+) -> None:
+    """Build a tool's binaries into a folder of their own; raises BuildError."""
+    deadline_s = time.monotonic() + within_s
+    _build(_Builder(tool, target, find_go(environ), environ, report, deadline_s))
 
 
 def find_go(environ: Mapping[str, str]) -> str:
@@ -64,7 +75,7 @@ def find_go(environ: Mapping[str, str]) -> str:
     go = shutil.which("go", path=environ.get("PATH"))
     if go is None:
         raise BuildError(
-            f"Go is not installed: the cluster's tools are built with it, once per machine; "
+            f"Go is not installed: the pinned tools are built with it, once per machine; "
             f"install Go {needed} or newer and see that `go` is on PATH"
         )
     command = [go, "env", "GOVERSION"]
@@ -72,7 +83,7 @@ def find_go(environ: Mapping[str, str]) -> str:
     match = re.match(r"go(\d+)\.(\d+)", answer.stdout)
     if match is None or (int(match[1]), int(match[2])) < OLDEST_GO:
         found = answer.stdout.strip() or answer.stderr.strip()
-        raise BuildError(f"{go} is {found!r}: the cluster's tools need Go {needed} or newer")
+        raise BuildError(f"{go} is {found!r}: the pinned tools need Go {needed} or newer")
     return go
 
 
@@ -105,6 +116,7 @@ class _Builder:
     """One tool and what it is built with."""
 
     tool: Tool
+    target: Path
     go: str
     environ: Mapping[str, str]
     report: Report
@@ -127,9 +139,8 @@ class _Builder:
 
 
 def _build(builder: _Builder) -> None:
-    tool, go, report = builder.tool, builder.go, builder.report
+    tool, go, report, target = builder.tool, builder.go, builder.report, builder.target
     started_s = time.monotonic()
-    target = binaries_folder(tool, builder.environ)
     target.parent.mkdir(parents=True, exist_ok=True)
     report(f"{builder.name}: building with {go}, once per machine")
     go_environ = {**builder.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local"}

@@ -19,6 +19,7 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 DOCKERFILE: Final = ROOT / "deploy" / "images" / "Dockerfile"
 TARGETS: Final = ("router", "worker", "distiller", "triton")
 PREFIX: Final = "understudy"
+LABELS: Final = "org.opencontainers.image"
 ENGINES: Final = {
     "docker": ("docker", "info", "--format", "{{.ServerVersion}}"),
     "podman": ("podman", "info", "--format", "{{.Version.Version}}"),
@@ -66,11 +67,18 @@ def find_engine(which: Callable[[str], str | None], ask: Ask) -> str:
     )
 
 
+def labels(target: str, source: Source) -> dict[str, str]:
+    """Return what an image says of itself; NVIDIA's below one of ours has a licence of its own."""
+    found = {"title": f"{PREFIX}-{target}", "version": source.version}
+    found["revision"] = source.revision or "unknown"
+    return found if target == "triton" else found | {"licenses": "Apache-2.0"}
+
+
 def command(engine: str, target: str, prefix: str, source: Source) -> list[str]:
     """Return the command that builds one image."""
     build = [engine, "build", "--file", str(DOCKERFILE), "--target", target]
-    build += ["--build-arg", f"VERSION={source.version}"]
-    build += ["--build-arg", f"REVISION={source.revision or 'unknown'}"]
+    for name, value in labels(target, source).items():
+        build += ["--label", f"{LABELS}.{name}={value}"]
     for tag in source.tags:
         build += ["--tag", f"{prefix}-{target}:{tag}"]
     return [*build, str(ROOT)]

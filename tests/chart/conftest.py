@@ -1,11 +1,19 @@
 """Gives the chart's tests a Helm; without one they are skipped with the reason, in CI they fail."""
 
 import os
+from typing import Final
 
 import pytest
 
 from deploy.tools.build_helm import find_helm
 from tests.chart.manifests import CASES, CHART, Helm, Manifest, containers_of, pod_of, workloads
+
+APPS: Final = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "apps"}}}
+ALL_EDGES: Final = {
+    "serving.otlpEndpoint": "http://collector.telemetry:4317",
+    "networkPolicy.callers": [APPS],
+}
+"""With these and scaling, everything that the schema declares is in use."""
 
 
 @pytest.fixture(scope="session")
@@ -61,3 +69,9 @@ def helm_images(helm: Helm, defaults: list[Manifest]) -> dict[str, set[str]]:
         }
         for name, manifests in rendered.items()
     }
+
+
+@pytest.fixture(scope="session")
+def everything(helm: Helm) -> list[Manifest]:
+    """Every edge within the release is in use."""
+    return helm.render([CHART / "ci" / "scaled-values.yaml"], ALL_EDGES)

@@ -7,7 +7,7 @@ rules of any selecting policy name. A connection needs the way out and the way i
 import ipaddress
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from tests.chart.manifests import NAMESPACE, Manifest, containers_of, pod_of, workloads
 
@@ -26,14 +26,31 @@ class Pod:
     address: str = "10.0.0.1"
 
 
+CALLER: Final = Pod("caller", "apps")
+TRAINER: Final = Pod("trainer", labels={"understudy.dev/trainer": "true"})
+PROMETHEUS: Final = Pod("prometheus", "monitoring")
+STRANGER: Final = Pod("stranger", "elsewhere")
+NEIGHBOUR: Final = Pod("neighbour", labels={"app.kubernetes.io/name": "understudy"})
+INTERNET: Final = Pod("internet", "", address="203.0.113.9")
+API_SERVER: Final = Pod("kubernetes", "", {}, {"kubernetes": frozenset({6443})}, "10.1.0.1")
+COLLECTOR: Final = Pod("collector", "telemetry", {}, {"collector": frozenset({4317})})
+ENGINE: Final = Pod("engine", "models", {}, {"engine": frozenset({8000})})
+DNS: Final = Pod("dns", "kube-system")
+
+
+def component(pod: Pod) -> str:
+    """Return the service that a pod of the release is."""
+    return pod.labels["app.kubernetes.io/component"]
+
+
 def pods_of(manifests: Sequence[Manifest]) -> list[Pod]:
     """Return a pod of every workload, which is all but that of `helm test`."""
     found = []
     for workload in workloads(manifests):
         labels = workload["spec"]["template"]["metadata"]["labels"]
-        component = labels["app.kubernetes.io/component"]
+        service = labels["app.kubernetes.io/component"]
         ports = {
-            component if one["name"] == "redis" else one["name"]: frozenset(
+            service if one["name"] == "redis" else one["name"]: frozenset(
                 port["containerPort"] for port in one["ports"]
             )
             for one in containers_of(pod_of(workload))

@@ -7,7 +7,6 @@ import base64
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,7 +16,6 @@ import pytest
 from tests.chart.manifests import CASES, CHART, Helm, Manifest
 from tests.chart.rights import NOT_GRANTED, RIGHTS
 from tests.integration.control_plane import ControlPlane, find_binaries
-from understudy.local.ports import free_port
 
 BINARIES: Final = find_binaries()
 pytestmark = [
@@ -87,18 +85,6 @@ class Site:
         path = "/apis/authorization.k8s.io/v1/subjectaccessreviews"
         allowed: bool = self.plane.call("POST", path, review)["status"]["allowed"]
         return allowed
-
-
-@pytest.fixture(scope="module")
-def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    assert BINARIES is not None
-    ports = (free_port(), free_port(), free_port())
-    found = ControlPlane(tmp_path_factory.mktemp("plane"), BINARIES, ports)
-    try:
-        found.start()
-        yield found
-    finally:
-        found.stop()
 
 
 @pytest.fixture

@@ -6,27 +6,26 @@ from typing import Final
 import pytest
 
 from deploy.telemetry.schema import load_schema
-from tests.chart.manifests import CHART, Helm, Manifest, jobs
-from tests.chart.network import Network, Pod, listeners, pods_of
+from tests.chart.manifests import CHART, Helm, Manifest
+from tests.chart.network import (
+    API_SERVER,
+    CALLER,
+    COLLECTOR,
+    DNS,
+    ENGINE,
+    INTERNET,
+    NEIGHBOUR,
+    PROMETHEUS,
+    STRANGER,
+    TRAINER,
+    Network,
+    Pod,
+    component,
+    listeners,
+    pods_of,
+)
 
 METRICS_PORTS: Final = frozenset({9464, 9465})
-APPS: Final = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "apps"}}}
-ALL_EDGES: Final = {
-    "serving.otlpEndpoint": "http://collector.telemetry:4317",
-    "networkPolicy.callers": [APPS],
-}
-"""With these and scaling, everything that the schema declares is in use."""
-
-CALLER: Final = Pod("caller", "apps")
-TRAINER: Final = Pod("trainer", labels={"understudy.dev/trainer": "true"})
-PROMETHEUS: Final = Pod("prometheus", "monitoring")
-STRANGER: Final = Pod("stranger", "elsewhere")
-NEIGHBOUR: Final = Pod("neighbour", labels={"app.kubernetes.io/name": "understudy"})
-INTERNET: Final = Pod("internet", "", address="203.0.113.9")
-API_SERVER: Final = Pod("kubernetes", "", {}, {"kubernetes": frozenset({6443})}, "10.1.0.1")
-COLLECTOR: Final = Pod("collector", "telemetry", {}, {"collector": frozenset({4317})})
-ENGINE: Final = Pod("engine", "models", {}, {"engine": frozenset({8000})})
-DNS: Final = Pod("dns", "kube-system")
 IN_ONE_POD: Final = {"kvstore": "attention"}
 
 Edge = tuple[str, str]
@@ -48,11 +47,6 @@ PORTS: Final = {
 
 
 @pytest.fixture(scope="module")
-def everything(helm: Helm) -> list[Manifest]:
-    return helm.render([CHART / "ci" / "scaled-values.yaml"], ALL_EDGES)
-
-
-@pytest.fixture(scope="module")
 def declared() -> frozenset[Edge]:
     """The schema's edges between pods: what runs in one pod shares its ways.
 
@@ -63,15 +57,11 @@ def declared() -> frozenset[Edge]:
     return frozenset(edges - {("attention", "kvstore"), TO_ENGINES})
 
 
-def _component(pod: Pod) -> str:
-    return pod.labels["app.kubernetes.io/component"]
-
-
 def _edges(pods: list[Pod], is_open: Callable[[Pod, Pod, int], bool]) -> frozenset[Edge]:
     """Return the ways between pods of the release, and from and to those around it."""
     targets = [*pods, API_SERVER, COLLECTOR, ENGINE]
     found = {
-        (_component(source), service)
+        (component(source), service)
         for source in pods
         for target, service, port in listeners(targets)
         if source != target and is_open(source, target, port)
@@ -105,7 +95,7 @@ def test_the_ways_out_alone_are_those_of_the_schema(
     everything: list[Manifest], declared: frozenset[Edge]
 ) -> None:
     network, pods = Network.of(everything), pods_of(everything)
-    components = {_component(pod) for pod in pods}
+    components = {component(pod) for pod in pods}
     found = {edge for edge in _edges(pods, network.lets_out) if edge[0] in components}
     assert found == {edge for edge in declared if edge[0] in components}
 
@@ -135,11 +125,9 @@ def test_a_collector_of_the_chart_takes_spans_and_hands_them_on(
     watched: list[Manifest], declared: frozenset[Edge]
 ) -> None:
     network, pods = Network.of(watched), pods_of(watched)
-    [collector] = [pod for pod in pods if _component(pod) == "collector"]
+    [collector] = [pod for pod in pods if component(pod) == "collector"]
     senders = {
-        _component(pod)
-        for pod in pods
-        if pod != collector and network.is_open(pod, collector, 4317)
+        component(pod) for pod in pods if pod != collector and network.is_open(pod, collector, 4317)
     }
     assert senders == {source for source, target in declared if target == "collector"}
     assert not any(network.is_open(one, collector, 4317) for one in (CALLER, NEIGHBOUR, PROMETHEUS))
@@ -161,7 +149,7 @@ def test_strangers_reach_the_routers_and_nothing_else(defaults: list[Manifest]) 
 
 def test_only_callers_that_are_named_reach_the_routers(everything: list[Manifest]) -> None:
     network = Network.of(everything)
-    [router] = [pod for pod in pods_of(everything) if _component(pod) == "router"]
+    [router] = [pod for pod in pods_of(everything) if component(pod) == "router"]
     assert network.is_open(CALLER, router, 8080)
     assert not any(network.is_open(one, router, 8080) for one in (STRANGER, NEIGHBOUR, INTERNET))
 
@@ -196,7 +184,7 @@ def test_on_every_edge_only_the_ports_that_it_needs_are_open(
     network, pods = Network.of(everything), pods_of(everything)
     found: dict[Edge, set[int]] = {}
     for source in (*pods, PROMETHEUS, TRAINER, CALLER):
-        who = _component(source) if source in pods else source.name
+        who = component(source) if source in pods else source.name
         for target, service, port in listeners([*pods, API_SERVER, COLLECTOR]):
             if source != target and network.is_open(source, target, port):
                 found.setdefault((who, service), set()).add(port)
@@ -224,102 +212,3 @@ def test_a_fused_pool_reaches_neither_experts_nor_the_controller(
         if target != slm and network.is_open(slm, target, port)
     }
     assert reached == {"redis-kv"}
-
-
-def test_names_are_resolved_by_those_who_have_names_to_resolve(defaults: list[Manifest]) -> None:
-    network = Network.of(defaults)
-    for pod in pods_of(defaults):
-        asks = [network.lets_out(pod, DNS, 53, protocol) for protocol in ("UDP", "TCP")]
-        assert asks == [not _component(pod).startswith("redis")] * 2
-        assert not network.lets_out(pod, DNS, 443)
-
-
-def test_nobody_reaches_the_internet_but_the_controller_looking_for_the_api_server(
-    everything: list[Manifest],
-) -> None:
-    network = Network.of(everything)
-    for pod in pods_of(everything):
-        found = {
-            port for port in (22, 80, 443, 6379, 6443) if network.lets_out(pod, INTERNET, port)
-        }
-        assert found == ({443, 6443} if _component(pod) == "controller" else set())
-
-
-def test_the_api_server_can_be_narrowed_to_its_address(helm: Helm) -> None:
-    values = {
-        "scaling.enabled": True,
-        "networkPolicy.apiServer": [{"ipBlock": {"cidr": "10.1.0.1/32"}}],
-    }
-    manifests = helm.render(values=values)
-    network = Network.of(manifests)
-    [controller] = [pod for pod in pods_of(manifests) if _component(pod) == "controller"]
-    assert network.lets_out(controller, API_SERVER, 6443)
-    assert not network.lets_out(controller, INTERNET, 443)
-
-
-def test_redis_and_a_collector_of_your_own_are_reached_on_their_ports_only(
-    external: list[Manifest],
-) -> None:
-    network = Network.of(external)
-    ports = (80, 443, 4317, 6379, 6380)
-    found = {
-        _component(pod): {port for port in ports if network.lets_out(pod, INTERNET, port)}
-        for pod in pods_of(external)
-    }
-    assert found == {
-        "router": {4317, 6379},
-        "attention": {4317, 6379},
-        "experts": {4317},
-        "controller": {4317},
-        "distiller": {4317},
-    }
-
-
-def test_the_job_that_fetches_weights_alone_leaves_the_cluster_to_its_sources_only(
-    helm: Helm,
-) -> None:
-    manifests = helm.render([CHART / "ci" / "fetched-values.yaml"])
-    network, pods = Network.of(manifests), pods_of(manifests)
-    [job] = jobs(manifests)
-    fetcher = Pod("weights", labels=job["spec"]["template"]["metadata"]["labels"])
-    source = Pod("store", "", address="198.51.100.7")
-    ports = (22, 80, 443, 5000, 6379, 9000)
-    assert {port for port in ports if network.lets_out(fetcher, source, port)} == {443, 5000, 9000}
-    assert not any(network.lets_out(fetcher, INTERNET, port) for port in ports)
-    assert network.lets_out(fetcher, DNS, 53, "UDP")
-    assert not any(network.is_open(fetcher, pod, port) for pod, _, port in listeners(pods))
-    assert not any(network.lets_in(pod, fetcher, 9000) for pod in [*pods, CALLER, STRANGER])
-    assert not any(network.lets_out(pod, source, port) for pod in pods for port in ports)
-
-
-@pytest.mark.parametrize(
-    ("address", "ports"), [("triton:8011", {8011}), ("127.0.0.1:8001", set()), ("", set())]
-)
-def test_expert_workers_reach_a_triton_server_that_is_not_in_their_pod(
-    helm: Helm, address: str, ports: set[int]
-) -> None:
-    manifests = helm.render(values={"experts.settings.triton": address})
-    network = Network.of(manifests)
-    found = {
-        (_component(pod), port)
-        for pod in pods_of(manifests)
-        for port in (8001, 8011)
-        if network.lets_out(pod, INTERNET, port)
-    }
-    assert found == {("experts", port) for port in ports}
-
-
-def test_policies_can_be_turned_off(helm: Helm) -> None:
-    manifests = helm.render(values={"networkPolicy.enabled": False})
-    assert not [one for one in manifests if one["kind"] == "NetworkPolicy"]
-
-
-def test_every_pod_is_closed_before_anything_is_opened(manifests: list[Manifest]) -> None:
-    [closed] = [
-        one
-        for one in manifests
-        if one["kind"] == "NetworkPolicy" and not {"ingress", "egress"} & one["spec"].keys()
-    ]
-    assert closed["spec"]["policyTypes"] == ["Ingress", "Egress"]
-    wanted = closed["spec"]["podSelector"]["matchLabels"].items()
-    assert all(wanted <= pod.labels.items() for pod in pods_of(manifests))

@@ -135,10 +135,12 @@ def test_each_pod_of_the_job_works_in_a_folder_of_its_own(gpu: list[Manifest]) -
         environment = container["env"]
         written = [word for word in container["command"] if word.startswith("/packages/.")]
         written += [one["value"] for one in environment[1:]]
+        assert "$(POD_NAME)" in container["command"]
         assert environment[0] == name
         assert all(one.startswith("/packages/.fetching/made/$(POD_NAME)/") for one in written)
     words = [one["command"] for one in containers_of(pod_of(job))]
-    assert [one[3] for one in words] == ["begin", "unless", "unless", "adopt"]
+    assert [one[3] for one in words] == ["begin", "step", "step", "adopt"]
+    assert [one[7] for one in words[1:3]] == ["bundle", "files"]
 
 
 def test_the_job_that_packages_reaches_nobody(gpu: list[Manifest]) -> None:

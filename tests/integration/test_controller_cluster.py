@@ -6,7 +6,7 @@ The Role below is all that it needs; docs/decisions/0009-scaling.md lists the sa
 import asyncio
 import json
 import urllib.error
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from http import HTTPStatus
 
@@ -40,20 +40,10 @@ ROLE = [
     {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"],
      "verbs": ["get", "create", "update"]},
 ]  # fmt: skip
+TAINT = {"key": "test", "value": "controller"}
+"""Keeps pods of other tests off the node."""
 CORE, APPS = f"/api/v1/namespaces/{NAMESPACE}", f"/apis/apps/v1/namespaces/{NAMESPACE}"
 MERGE = "application/merge-patch+json"
-
-
-@pytest.fixture(scope="module")
-def plane(tmp_path_factory) -> Iterator[ControlPlane]:
-    assert BINARIES is not None
-    ports = (free_port(), free_port(), free_port())
-    found = ControlPlane(tmp_path_factory.mktemp("plane"), BINARIES, ports)
-    try:
-        found.start()
-        yield found
-    finally:
-        found.stop()
 
 
 def deployment(grpc_port: int, metrics_port: int) -> dict:
@@ -72,7 +62,10 @@ def deployment(grpc_port: int, metrics_port: int) -> dict:
         "spec": {
             "replicas": 1,
             "selector": {"matchLabels": labels},
-            "template": {"metadata": {"labels": labels}, "spec": {"containers": [worker]}},
+            "template": {
+                "metadata": {"labels": labels},
+                "spec": {"containers": [worker], "tolerations": [TAINT]},
+            },
         },
     }
 
@@ -184,7 +177,7 @@ async def agent(plane, stack) -> Agent:
         "conditions": [{"type": "Ready", "status": "True"}],
     }
     plane.call("PATCH", f"/api/v1/nodes/{NODE}/status", {"status": status}, MERGE)
-    taints = {"spec": {"taints": None}}
+    taints = {"spec": {"taints": [{**TAINT, "effect": "NoSchedule"}]}}
     plane.call("PATCH", f"/api/v1/nodes/{NODE}", taints, MERGE)
     return Agent(plane, stack, ports)
 

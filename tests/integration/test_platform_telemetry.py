@@ -13,10 +13,11 @@ from prometheus_client.samples import Sample
 from deploy.telemetry.boards import DASHBOARDS
 from deploy.telemetry.expressions import plain, read
 from deploy.telemetry.rules import load_rules
-from deploy.telemetry.schema import CALLER, Schema, load_schema
+from deploy.telemetry.schema import Schema, load_schema
 from tests.contract.kvstore.parts import encoded, to_proto
 from tests.integration.live_platform import CALL_TIMEOUT_S, Cast, LivePlatform
 from tests.integration.processes import LOOPBACK, wait_until
+from tests.telemetry.edges import edges_of
 from tests.telemetry.server import Server, running
 from tests.telemetry.tools import tool
 from understudy import Client
@@ -166,16 +167,7 @@ def test_every_span_of_a_live_platform_is_declared(traces: list[Trace], schema: 
 
 
 def test_a_trace_shows_exactly_the_allowed_edges(traces: list[Trace], schema: Schema) -> None:
-    seen = set()
-    for trace in traces:
-        known = {span.span_id: span for span in trace.spans}
-        for span in trace.spans:
-            above = known.get(span.parent_id)
-            parent = CALLER if above is None else above.name
-            assert parent in schema.spans[span.name].parents
-            source = CALLER if above is None else above.service.partition("-")[0]
-            seen.add((source, span.service.partition("-")[0]))
-    assert {edge for edge in seen if edge[0] != edge[1]} == schema.traced_edges()
+    assert edges_of(traces, schema) == schema.traced_edges()
 
 
 @pytest.mark.telemetry

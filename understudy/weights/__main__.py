@@ -1,10 +1,12 @@
-"""`python -m understudy.weights fetch | wait | sums | begin | unless | adopt`."""
+"""`python -m understudy.weights fetch | wait | sums | begin | step | adopt`."""
 
 import argparse
+import errno
 import logging
 import os
 import re
 import signal
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +17,7 @@ from understudy.telemetry import configure_logging
 from understudy.weights.contents import sums_of
 from understudy.weights.credentials import Secret
 from understudy.weights.fetching import Fetcher
+from understudy.weights.making import FILES
 from understudy.weights.settings import FOLDER, FetchSettings, ModelSource
 from understudy.weights.store import Store
 from understudy.weights.waiting import wait_for
@@ -25,7 +28,9 @@ BAD_SETTINGS: Final = 2
 REFUSED: Final = 3
 """What trying again does not mend: a Job ends at once."""
 TERMINATED: Final = 143
+FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 POD: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
+PARTS: Final = ("bundle", FILES)
 log = logging.getLogger("understudy.weights")
 
 
@@ -38,25 +43,38 @@ def fetch(environ: Mapping[str, str]) -> None:
         store.want(settings.owner, folders)
         fetcher = Fetcher(store, open_web)
         for model in models:
-            fetcher.fetch(model)
+            try:
+                fetcher.fetch(model)
+            except OSError as error:
+                if error.errno not in FULL or not make_room(store, settings.owner, folders):
+                    raise
+                fetcher.fetch(model)
         prune(store, settings.owner, folders)
 
 
-def begin(directory: Path, work: str) -> None:
-    """Empty the folder that the steps of a Job fill."""
+def begin(directory: Path, folder: str, work: str) -> None:
+    """Make the folder that the steps of a Job fill, with what others finished for it."""
     store = Store(directory)
     with store.locked():
-        store.begin(work)
+        store.workshop.begin(folder, work)
 
 
-def unless(directory: Path, folder: str, command: Sequence[str]) -> None:
-    """Become a step of a Job, unless what it makes is published and whole."""
-    if Store(directory).is_whole(folder):
+def step(directory: Path, folder: str, work: str, part: str, command: Sequence[str]) -> int:
+    """Run a step of a Job, unless what it makes is there or nobody needs it; returns its status."""
+    store = Store(directory)
+    if store.is_whole(folder):
         log.info("%s is there and is what it must be: nothing is made.", folder)
-        return
+        return 0
+    if store.workshop.is_finished(work, part):
+        log.info("%s was finished before: it is not made again.", part)
+        return 0
     if not command:
-        raise InvalidArgument("`unless` needs a program and its arguments after the folder.")
-    os.execvp(command[0], [*command])  # noqa: S606 - no shell is wanted
+        raise InvalidArgument("`step` needs a program and its arguments after the part.")
+    # A container ends with this process, so that nothing is left when it is told to end.
+    status = subprocess.run(command, check=False).returncode  # noqa: S603 - the chart's words
+    if status == 0:
+        store.workshop.finish(work, part)
+    return status if status >= 0 else FAILED
 
 
 def adopt(directory: Path, folder: str, work: str) -> None:
@@ -74,6 +92,14 @@ def prune(store: Store, owner: str, folders: Sequence[str]) -> None:
         log.info("%s was removed: nothing wants it any more.", removed)
 
 
+def make_room(store: Store, owner: str, folders: Sequence[str]) -> bool:
+    """Give up, in a volume that is full, what only a rollback would want; False: there is none."""
+    removed = store.make_room(owner, folders)
+    for name in removed:
+        log.warning("%s was removed: the volume has no room for it and for what is new.", name)
+    return bool(removed)
+
+
 def open_web(model: ModelSource) -> Web:
     """Return connections that trust the Secret's `ca.crt`, where it has one."""
     has_own = Secret(model.credentials).find("ca.crt") is not None
@@ -88,7 +114,7 @@ def main(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(TERMINATED))
     configure_logging("weights", "info")
     try:
-        _run(chosen)
+        return _run(chosen)
     except UnderstudyError as error:
         sys.stderr.write(f"understudy weights: {error.message}\n")
         if isinstance(error, FailedPrecondition):
@@ -97,23 +123,23 @@ def main(arguments: Sequence[str]) -> int:
     except OSError as error:
         sys.stderr.write(f"understudy weights: the volume cannot be used: {error}\n")
         return FAILED
-    return 0
 
 
-def _run(chosen: argparse.Namespace) -> None:
+def _run(chosen: argparse.Namespace) -> int:
     match chosen.command:
         case "fetch":
             fetch(os.environ)
         case "wait":
             wait_for(chosen.directory, chosen.folders, limit_s=chosen.limit_s)
         case "begin":
-            begin(chosen.directory, chosen.work)
-        case "unless":
-            unless(chosen.directory, chosen.folder, chosen.step)
+            begin(chosen.directory, chosen.folder, chosen.work)
+        case "step":
+            return step(chosen.directory, chosen.folder, chosen.work, chosen.part, chosen.program)
         case "adopt":
             adopt(chosen.directory, chosen.folder, chosen.work)
         case _:
             sys.stdout.write(sums_of(chosen.folder).text)
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -131,16 +157,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_steps(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    beginning = commands.add_parser("begin", help="empty the folder that a Job's steps fill")
-    doing = commands.add_parser("unless", help="run a step, unless its folder is published")
+    beginning = commands.add_parser("begin", help="make the folder that a Job's steps fill")
+    doing = commands.add_parser("step", help="run a step, unless what it makes is there")
     adopting = commands.add_parser("adopt", help="publish what the steps made")
-    for step in (beginning, doing, adopting):
-        step.add_argument("directory", type=Path, help="the volume")
-    for step in (doing, adopting):
-        step.add_argument("folder", type=folder_name, help="name of the published folder")
-    for step in (beginning, adopting):
-        step.add_argument("work", type=work_name, help="name of who makes it: the pod's")
-    doing.add_argument("step", nargs=argparse.REMAINDER, help="program and its arguments")
+    for one in (beginning, doing, adopting):
+        one.add_argument("directory", type=Path, help="the volume")
+        one.add_argument("folder", type=folder_name, help="name of the published folder")
+        one.add_argument("work", type=work_name, help="name of who makes it: the pod's")
+    doing.add_argument("part", choices=PARTS, help="what the step makes, a folder of the work")
+    doing.add_argument("program", nargs=argparse.REMAINDER, help="program and its arguments")
 
 
 def folder_name(text: str) -> str:

@@ -15,7 +15,7 @@ from understudy.errors import Cancelled, FailedPrecondition, Unavailable
 from understudy.weights.contents import hash_file
 from understudy.weights.places import Origin, Place, open_origin
 from understudy.weights.settings import ModelSource
-from understudy.weights.store import Store
+from understudy.weights.store import Store, share
 from understudy.weights.web import Body, OutOfRange, Web
 
 FILES_AT_ONCE: Final = 4
@@ -110,9 +110,10 @@ class Fetcher:
     def _fetch_files(self, model: ModelSource, origin: Origin) -> None:
         files, parts = self.store.checked(model.folder), self.store.parts(model.folder)
         meter = Meter(model, len(origin.contents.files))
+        known = self.store.published()
         tasks = [
-            FileFetch(origin.place, name, digest, parts / f"{digest}.{number}", files / name, meter,
-                      self.sleep)
+            FileFetch(origin.place, name, digest, parts / f"{digest}.{number}", files / name,
+                      known.get(digest), meter, self.sleep)
             for number, (name, digest) in enumerate(sorted(origin.contents.files.items()))
         ]  # fmt: skip
         with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
@@ -146,11 +147,16 @@ class FileFetch:
     digest: str
     part: Path
     target: Path
+    known: Path | None
+    """A published file that was checked to hold the same."""
     meter: Meter
     sleep: Callable[[float], None]
 
     def run(self) -> None:
         """Bring the file to its target, checked. Raises what `Fetcher.fetch` raises."""
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        if self.known is not None and not self.target.is_file() and share(self.known, self.target):
+            log.info("%s is the file that %s has already.", self.name, self.known)
         if self.target.is_file():
             if hash_file(self.target).hexdigest() == self.digest:
                 self.meter.add(self.name, self.target.stat().st_size, 0)
@@ -169,7 +175,6 @@ class FileFetch:
                 f"{self.name} is sha256:{found}, not sha256:{self.digest}: it is not published."
                 " Either the source changed or the digest is another file's."
             )
-        self.target.parent.mkdir(parents=True, exist_ok=True)
         self.part.replace(self.target)
         self.meter.finish(self.name)
 

@@ -3,14 +3,17 @@
     <folder>/                 published: the files, and RECORD, what they were checked to be
     .fetching/<folder>/parts  what came so far of files
     .fetching/<folder>/files  files that were checked
-    .fetching/made/<work>     what a pod of a Job makes; the latest to begin has the volume
+    .fetching/made/<work>     what a pod of a Job makes (making.py)
     .fetching/wanted          what each owner has, had before, and tries
     .fetching/lock            held while a Job works here
 
 A folder is made ready beside its place and renamed, so whoever looks sees all of it or nothing.
+Files that published folders have in common are one file with several names, where the file system
+has hard links: nothing here ever writes into a file that is published.
 Every owner of folders has a history there. Nothing is removed before all of what it wants now is
 published, so a run that fails takes nothing away; what it had before stays even then, since workers
-may still read it and a rollback wants it. What is in no history is not ours.
+may still read it and a rollback wants it; only a volume that is full for what is wanted now gives
+it up. What is in no history is not ours.
 """
 
 import fcntl
@@ -26,11 +29,13 @@ from typing import Final
 from understudy.errors import Unavailable
 from understudy.weights.contents import RESERVED, Contents, hash_file, sums_of
 from understudy.weights.histories import History, read_history
+from understudy.weights.making import FILES, Workshop, write_synced
 
 RECORD: Final = f"{RESERVED}.json"
 FETCHING: Final = ".fetching"
 WANTED: Final = "wanted"
 MADE: Final = "made"
+MAX_DRAFT_CHARS: Final = 200
 MAX_RECORD_BYTES: Final = 8 * 1024 * 1024
 
 
@@ -55,6 +60,7 @@ class Store:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._fetching = root / FETCHING
+        self.workshop = Workshop(self._fetching / MADE)
 
     def parts(self, folder: str) -> Path:
         """Where parts of a model's files lie."""
@@ -115,25 +121,44 @@ class Store:
             return False
         return not self.faults(folder, Contents({name: one.sha256 for name, one in record.items()}))
 
-    def begin(self, work: str) -> Path:
-        """Return an empty folder in which other programs make what `adopt` publishes.
-
-        Work that others began is removed: it broke off, or its Job gave way to this one.
-        """
-        shutil.rmtree(self._fetching / MADE, ignore_errors=True)
-        return self._made(self._fetching / MADE / work / "files")
-
     def adopt(self, folder: str, work: str) -> bool:
         """Publish what was made, hashed; where the folder is published and whole that one stays.
 
         Returns whether it was published. Raises FailedPrecondition where nothing was made.
         """
-        home = self._fetching / MADE / work
+        home = self.workshop.part(work, FILES)
         is_new = not self.is_whole(folder)
         if is_new:
-            self._place(home / "files", folder, sums_of(home / "files"))
-        shutil.rmtree(home, ignore_errors=True)
+            contents = sums_of(home)
+            known = self.published()
+            for name, digest in contents.files.items():
+                if digest in known:
+                    share(known[digest], home / name)
+            self._place(home, folder, contents)
+        self.workshop.remove(work)
         return is_new
+
+    def published(self) -> dict[str, Path]:
+        """Return a published file for each sha256 that one is known to have."""
+        return {
+            seen.sha256: folder / name
+            for folder in self._root.iterdir()
+            for name, seen in (read_record(folder) or {}).items()
+            if (folder / name).is_file() and Seen.of(folder / name, seen.sha256) == seen
+        }
+
+    def make_room(self, owner: str, wanted: Sequence[str]) -> list[str]:
+        """Remove what an owner had before what it has, though a rollback may want it.
+
+        For a volume that is full. Returns the names of the removed folders.
+        """
+        history = read_history(self._history(owner))
+        kept = self._kept(owner, [*wanted, *history.now])
+        gone = [name for name in {*history.before, *history.tried} - kept if self._has(name)]
+        for name in gone:
+            shutil.rmtree(self._root / name, ignore_errors=True)
+        self._write(owner, History(history.now, (), tuple(sorted(wanted))))
+        return sorted(gone)
 
     def want(self, owner: str, wanted: Sequence[str]) -> None:
         """Note what an owner is going to publish; parts of what it tried before go."""
@@ -151,7 +176,7 @@ class Store:
         history = read_history(self._history(owner))
         after = history.having(wanted, lambda name: read_record(self._root / name) is not None)
         gone = {*history.before, *history.tried} - self._kept(owner, [*after.now, *after.before])
-        removed = sorted(name for name in gone if (self._root / name).is_dir())
+        removed = sorted(name for name in gone if self._has(name))
         for name in removed:
             shutil.rmtree(self._root / name, ignore_errors=True)
         for name in {*gone, *history.now} - self._kept(owner, wanted):
@@ -166,6 +191,9 @@ class Store:
         shutil.rmtree(self._root / folder, ignore_errors=True)
         home.rename(self._root / folder)
         sync_folder(self._root)
+
+    def _has(self, folder: str) -> bool:
+        return (self._root / folder).is_dir()
 
     def _history(self, owner: str) -> Path:
         return self._made(self._fetching / WANTED) / owner
@@ -202,14 +230,20 @@ def read_record(folder: Path) -> Mapping[str, Seen] | None:
         return None
 
 
-def write_synced(path: Path, text: str) -> None:
-    """Write a small file so that it is there after a power cut, or is as it was."""
-    draft = path.with_name(f"{path.name}.new")
-    with draft.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+def share(known: Path, target: Path) -> bool:
+    """Give a published file a second name in place of a file that holds the same.
+
+    Returns False where the file system has no hard links, or no more of them.
+    """
+    draft = target.with_name(f".{target.name[:MAX_DRAFT_CHARS]}.shared")
+    try:
+        draft.unlink(missing_ok=True)
+        draft.hardlink_to(known)
+        draft.replace(target)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        return False
+    return True
 
 
 def sync_folder(folder: Path) -> None:

@@ -23,6 +23,7 @@ from understudy.weights.fetching import ATTEMPTS, LONGEST_PAUSE_S, Fetcher, paus
 from understudy.weights.settings import ModelSource
 from understudy.weights.store import RECORD
 
+OTHER = "llm-fedcba9876543210"
 Make = Callable[..., ModelSource]
 BIG = "/bucket/llm/shards/model-1.safetensors"
 

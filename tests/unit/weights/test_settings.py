@@ -128,7 +128,7 @@ def test_the_former_weights_stay_until_the_corrected_ones_are_published(
     server: StoreServer, volume: Path
 ) -> None:
     """Weights A run, an upgrade to B names a wrong digest, C corrects it."""
-    server.files = {"/b/k/x": b"corrected"}
+    server.files = {"/b/k/x": b"first"}
     first, wrong, corrected = (f"llm-{digit * 16}" for digit in "abc")
     entry = {**ENTRY, "endpoint": server.address}
 
@@ -139,7 +139,8 @@ def test_the_former_weights_stay_until_the_corrected_ones_are_published(
             check=False,
         ).returncode  # fmt: skip
 
-    assert fetch(first, b"corrected") == 0
+    assert fetch(first, b"first") == 0
+    server.files = {"/b/k/x": b"corrected"}
     assert fetch(wrong, b"never") == 3
     server.faults = {"/b/k/x": [("status", 404)]}
     assert fetch(corrected, b"corrected") == 1
@@ -152,8 +153,8 @@ def test_a_step_of_a_job_is_left_out_where_what_it_makes_is_published(volume: Pa
     step = [sys.executable, "-c", "import sys; open(sys.argv[1], 'w').write('made')"]
     folder, work = "llm-0123456789abcdef", "packages-abc-x1"
     target = volume / ".fetching" / "made" / work / "files" / "model"
-    doing = ["unless", str(volume), folder, *step, str(target)]
-    assert _run(volume, "begin", str(volume), work).returncode == 0
+    doing = ["step", str(volume), folder, work, "files", *step, str(target)]
+    assert _run(volume, "begin", str(volume), folder, work).returncode == 0
     assert _run(volume, *doing).returncode == 0
     assert target.read_text() == "made"
     assert _run(volume, "adopt", str(volume), folder, work).returncode == 0
@@ -161,8 +162,8 @@ def test_a_step_of_a_job_is_left_out_where_what_it_makes_is_published(volume: Pa
     assert (again.returncode, target.exists()) == (0, False)
     assert "nothing is made" in again.stderr
     assert _run(volume, "adopt", str(volume), folder, work).returncode == 0
-    assert _run(volume, "unless", str(volume), "llm-ffffffffffffffff").returncode == 2
-    assert _run(volume, "begin", str(volume), "../x").returncode == 2
+    assert _run(volume, "step", str(volume), "../x", work, "files", "true").returncode == 2
+    assert _run(volume, "begin", str(volume), folder, "../x").returncode == 2
     with Store(volume).locked():
-        busy = _run(volume, "begin", str(volume), work)
+        busy = _run(volume, "begin", str(volume), folder, work)
     assert (busy.returncode, "Another Job works" in busy.stderr) == (1, True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from understudy.errors import DeadlineExceeded, FailedPrecondition, Unavailable
+from understudy.errors import DeadlineExceeded, Unavailable
 from understudy.weights.contents import parse_sums
 from understudy.weights.store import RECORD, Store, read_record
 from understudy.weights.waiting import lacks, wait_for
@@ -78,6 +78,23 @@ def test_parts_of_what_is_not_wanted_any_more_are_removed(volume: Path) -> None:
     assert not (volume / ".fetching" / OLD).exists()
 
 
+def test_a_full_volume_gives_up_what_only_a_rollback_would_want(volume: Path) -> None:
+    store = Store(volume)
+    foreign, half = "other-4444444444444444", "slm-3333333333333333"
+    for owner, wanted in (("demo", OLD), ("demo", MID), ("rival", foreign), ("demo", half)):
+        store.want(owner, [wanted])
+        _publish(volume, wanted)
+        if wanted != half:
+            store.prune(owner, [wanted])
+    store.want("demo", [NEW])
+    assert store.make_room("demo", [NEW]) == [OLD, half]
+    assert store.make_room("demo", [NEW]) == []
+    assert {path.name for path in volume.iterdir()} == {".fetching", MID, foreign}
+    _publish(volume, NEW)
+    assert store.prune("demo", [NEW]) == []
+    assert {path.name for path in volume.iterdir()} == {".fetching", MID, NEW, foreign}
+
+
 def test_a_history_cannot_name_what_is_no_folder(volume: Path) -> None:
     store = Store(volume)
     home = volume / ".fetching" / "wanted"
@@ -86,47 +103,6 @@ def test_a_history_cannot_name_what_is_no_folder(volume: Path) -> None:
     (home / "demo").write_text('{"now": [], "before": ["mine", "../x", 3], "tried": [""]}')
     assert store.prune("demo", [NEW]) == []
     assert (volume / "mine").is_dir()
-
-
-def test_what_another_program_made_is_published_once(volume: Path) -> None:
-    store = Store(volume)
-    for content, is_new in ((b"first", True), (b"second", False)):
-        home = store.begin("packages-x1")
-        assert not list(home.iterdir())
-        (home / "model" / "1").mkdir(parents=True)
-        (home / "model" / "1" / "package.json").write_bytes(content)
-        assert store.adopt(NEW, "packages-x1") is is_new
-        assert not list((volume / ".fetching" / "made").iterdir())
-    assert (volume / NEW / "model" / "1" / "package.json").read_bytes() == b"first"
-    assert lacks(volume, NEW) == ""
-    store.begin("packages-x1")
-    with pytest.raises(FailedPrecondition, match="0 files"):
-        store.adopt(OLD, "packages-x1")
-
-
-def test_what_was_damaged_is_replaced_by_what_a_job_made_again(volume: Path) -> None:
-    store = Store(volume)
-    _publish(volume, NEW)
-    assert store.is_whole(NEW)
-    (volume / NEW / "weights").write_bytes(b"rotten")
-    assert not store.is_whole(NEW)
-    (store.begin("packages-x2") / "weights").write_bytes(b"made again")
-    assert store.adopt(NEW, "packages-x2")
-    assert (volume / NEW / "weights").read_bytes() == b"made again"
-    assert store.is_whole(NEW)
-
-
-def test_who_begins_last_has_the_volume_and_who_began_before_publishes_nothing(
-    volume: Path,
-) -> None:
-    store = Store(volume)
-    first = store.begin("packages-x1")
-    (first / "weights").write_bytes(b"first")
-    (store.begin("packages-x2") / "weights").write_bytes(b"second")
-    assert not first.exists()
-    with pytest.raises(FailedPrecondition, match="0 files"):
-        store.adopt(NEW, "packages-x1")
-    assert store.adopt(NEW, "packages-x2")
 
 
 def test_a_broken_record_of_former_runs_is_none(volume: Path) -> None:

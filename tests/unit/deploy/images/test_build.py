@@ -44,7 +44,19 @@ def test_an_image_is_tagged_by_version_and_commit() -> None:
         "registry.example/understudy-router:1.2.3-g0123456789ab-dirty",
     ]
     assert found[found.index("--target") + 1] == "router"
-    assert "VERSION=1.2.3" in found
+
+
+@pytest.mark.parametrize("target", build.TARGETS)
+def test_an_image_says_what_it_is(target: str) -> None:
+    found = command("podman", target, "registry.example/understudy", SOURCE)
+    labels = [found[index + 1] for index, word in enumerate(found) if word == "--label"]
+    prefix = "org.opencontainers.image."
+    assert [one.removeprefix(prefix) for one in labels if "licenses" not in one] == [
+        f"title=understudy-{target}",
+        "version=1.2.3",
+        "revision=0123456789ab-dirty",
+    ]
+    assert (f"{prefix}licenses=Apache-2.0" in labels) == (target != "triton")
 
 
 def test_outside_a_repository_there_is_no_commit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ def test_the_dockerfile_has_no_problem() -> None:
         ("USER 10001:10001\nCMD", "USER understudy\nCMD", "runs as understudy"),
         ("--require-hashes", "", "pip installs without --require-hashes"),
         ("--no-deps", "", "pip installs without --no-deps"),
-        ("ARG REVISION=unknown", "ARG REGISTRY_TOKEN=", "REGISTRY_TOKEN would keep a secret"),
+        ("WORKDIR /app", "ARG REGISTRY_TOKEN=", "REGISTRY_TOKEN would keep a secret"),
         ("PYTHONUNBUFFERED=1", "REDIS_PASSWORD=x", "REDIS_PASSWORD would keep a secret"),
         ("apt-get update", "curl https://example.com | sh", "curl is not for images"),
         ('CMD ["python", "-m", "services.router"]', "CMD python -m services.router", "exec form"),
