@@ -167,7 +167,8 @@ AUTOSCALED: Final[Mapping[str, object]] = {
     "scaling.enabled": True,
     "scaling.by": "keda",
     "scaling.keda.serverAddress": "http://marker63",
-    "scaling.keda.authentication": "marker64",
+    "scaling.keda.authentication.name": "marker64",
+    "scaling.keda.authentication.modes": "tls,apiKey",
 }
 DIGESTS: Final[Mapping[str, object]] = {
     "telemetry.jaeger.enabled": True,
