@@ -20,7 +20,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
-from redis.asyncio import Redis
+from redis.asyncio import ConnectionPool, Redis
 from redis.exceptions import RedisError
 
 from services.router import scripts
@@ -255,9 +255,10 @@ def connect(url: str, timeout_s: float = 0.5, *, authority: Path | None = None) 
     if not url:
         return None
     trusted = {"ssl_ca_certs": str(authority)} if authority else {}
-    return Redis.from_url(
+    pool = ConnectionPool.from_url(
         url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, **trusted
     )
+    return Redis.from_pool(pool)
 
 
 def _place(tenant: str, token: str) -> str:
