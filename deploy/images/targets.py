@@ -37,7 +37,7 @@ TARGETS: Final = (
         "router",
         (
             *("services.router", "services.kvstore", "services.controller"),
-            *("services.router.calibrate", "understudy.weights"),
+            *("services.router.calibrate", "understudy.weights", "understudy.cli"),
         ),
         extras=("service",),
     ),

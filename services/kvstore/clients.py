@@ -151,12 +151,14 @@ def open_redis(settings: KvStoreSettings, metrics: KvStoreMetrics) -> RedisChunk
     """Return the Redis tier, None where the settings name no Redis; connects on first use."""
     if not settings.redis_url:
         return None
+    authority = {"ssl_ca_certs": str(settings.redis_ca)} if settings.redis_ca else {}
     pool = BlockingConnectionPool.from_url(
         settings.redis_url,
         max_connections=settings.redis_connections,
         socket_timeout=settings.redis_timeout_s,
         socket_connect_timeout=settings.redis_timeout_s,
         retry=Retry(NoBackoff(), 0),
+        **authority,
     )
     return RedisChunks(Redis.from_pool(pool), settings, metrics)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Self
 
 from understudy.serving import SettingsError, read_settings
@@ -17,6 +18,9 @@ class KvStoreSettings:
     redis_url: str = ""
     """KV Redis, such as `redis://host:6379/0`; empty keeps chunks in host memory only. Never the
     control Redis: this one evicts."""
+    redis_ca: Path | None = None
+    """PEM file with the authorities that may have signed the Redis server's certificate; empty
+    (default): those of the system. For `rediss://` only, and read once."""
     memory_mib: int = 512
     """Host memory for chunks in MiB; the least recently used leave first."""
     redis_timeout_s: float = 0.25
@@ -48,6 +52,12 @@ class KvStoreSettings:
         if self.redis_url and not self.redis_url.startswith(SCHEMES):
             raise SettingsError(
                 f"{PREFIX}REDIS_URL must start with one of {', '.join(SCHEMES)}, or be empty."
+            )
+
+        if self.redis_ca and not self.redis_url.startswith("rediss://"):
+            raise SettingsError(
+                f"{PREFIX}REDIS_CA is set and {PREFIX}REDIS_URL does not begin with rediss://, so "
+                "nothing would be encrypted: change the URL, or leave the authority out."
             )
 
     @classmethod

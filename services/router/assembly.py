@@ -67,7 +67,8 @@ def build_router(
     pools, watches = build_pools(settings.parsed_pools(), tokenizer, metrics, transport)
     holding = Holding(metrics)
     sealer = Sealer(_journal_key(settings))
-    journal = Journal(connect(settings.control_redis), sealer, settings.journal_ttl_s)
+    redis = connect(settings.control_redis, authority=settings.control_redis_ca)
+    journal = Journal(redis, sealer, settings.journal_ttl_s)
     conductor = Conductor(
         _company(settings, pools, tokenizer, metrics, holding),
         Planner(tokenizer, make_compiler(tokenizer)),

@@ -17,9 +17,10 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
-from redis.asyncio import Redis
+from redis.asyncio import ConnectionPool, Redis
 from redis.exceptions import RedisError
 
 from services.router import scripts
@@ -246,11 +247,18 @@ class Journal:
             raise JournalAwayError("The journal is away; send the request again.") from error
 
 
-def connect(url: str, timeout_s: float = 0.5) -> Redis | None:
-    """Return a client for a Redis URL (nothing is dialled yet); None for an empty one."""
+def connect(url: str, timeout_s: float = 0.5, *, authority: Path | None = None) -> Redis | None:
+    """Return a client for a Redis URL (nothing is dialled yet); None for an empty one.
+
+    `authority` is a PEM file with who may have signed the server's certificate, for `rediss://`.
+    """
     if not url:
         return None
-    return Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
+    trusted = {"ssl_ca_certs": str(authority)} if authority else {}
+    pool = ConnectionPool.from_url(
+        url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, **trusted
+    )
+    return Redis.from_pool(pool)
 
 
 def _place(tenant: str, token: str) -> str:

@@ -39,6 +39,9 @@ class RouterSettings:
     plaintext, for whatever ends TLS before the router. New files are taken up at once."""
     control_redis: str = ""
     """URL of the control Redis with the journal; empty turns resume and idempotency off."""
+    control_redis_ca: Path | None = None
+    """PEM file with the authorities that may have signed that server's certificate; empty
+    (default): those of the system. For `rediss://` only, and read once."""
     journal_key: str = ""
     """32 bytes in base64, or @file, the same on every replica; empty makes a key of this process
     alone, so that only this replica can resume its answers."""
@@ -99,6 +102,11 @@ class RouterSettings:
             parse_address(self.http_listen)
         for address in self.controllers:
             parse_address(address)
+        if self.control_redis_ca and not self.control_redis.startswith("rediss://"):
+            raise SettingsError(
+                f"{PREFIX}CONTROL_REDIS_CA is set and {PREFIX}CONTROL_REDIS does not begin with "
+                "rediss://, so nothing would be encrypted: change the URL, or leave it out."
+            )
         self.parsed_pools()
 
     @classmethod

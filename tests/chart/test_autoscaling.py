@@ -62,6 +62,7 @@ SCHEMA: Final = {
                             "query": {"type": "string", "minLength": 1},
                             "threshold": {"type": "string", "pattern": "^[0-9]+([.][0-9]+)?$"},
                             "ignoreNullValues": {"enum": ["true", "false"]},
+                            "authModes": {"type": "string", "minLength": 1},
                         },
                     },
                     "authenticationRef": {
@@ -210,14 +211,17 @@ def test_a_scaled_object_is_what_keda_takes_and_holds_its_size_without_a_series(
         [trigger] = spec["triggers"]
         assert trigger["metadata"]["ignoreNullValues"] == "false"
         assert trigger["authenticationRef"] == {"name": "prometheus-token"}
+        assert trigger["metadata"]["authModes"] == "bearer"
         assert spec["minReplicaCount"] >= 1, "only the controller wakes pools"
     assert [one["maxReplicaCount"] for one in found] == [6, 8]
 
 
 def test_a_prometheus_that_asks_for_nothing_needs_no_authentication(helm: Helm) -> None:
-    values = {"scaling.keda.authentication": ""}
+    values = {"scaling.keda.authentication.name": ""}
     for one in _objects(helm.render([CHART / "ci" / "keda-values.yaml"], values)):
-        assert "authenticationRef" not in one["spec"]["triggers"][0]
+        [trigger] = one["spec"]["triggers"]
+        assert "authenticationRef" not in trigger
+        assert "authModes" not in trigger["metadata"]
 
 
 def test_the_router_is_sized_by_its_own_cpu_whoever_sizes_the_pools(helm: Helm) -> None:

@@ -83,6 +83,14 @@ def test_the_pod_runs_when_helm_is_asked_and_not_before(defaults: list[Manifest]
     assert pod["spec"]["containers"][0]["image"] == router["containers"][0]["image"]
 
 
+def test_the_pod_can_be_sent_to_nodes_that_take_it(helm: Helm) -> None:
+    toleration = {"key": "dedicated", "operator": "Exists"}
+    values = {"helmTest.nodeSelector": {"pool": "small"}, "helmTest.tolerations": [toleration]}
+    spec = _pod(helm.render(values=values))["spec"]
+    assert spec["nodeSelector"] == {"pool": "small"}
+    assert spec["tolerations"] == [toleration]
+
+
 @pytest.mark.parametrize("secret", ["", "callers"])
 def test_a_secret_of_your_own_may_keep_the_key_of_a_caller(helm: Helm, secret: str) -> None:
     [container] = _pod(helm.render(values={"router.keysSecret": secret}))["spec"]["containers"]

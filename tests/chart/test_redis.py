@@ -3,18 +3,13 @@
 The rendered commands, users and URLs start and reach real servers.
 """
 
-import base64
-import subprocess
-import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
 import pytest
 from prometheus_client import CollectorRegistry
-from redis import Redis, exceptions
+from redis import Redis
 from redis.exceptions import AuthenticationError, NoPermissionError
 
 from services.kvstore.clients import RedisChunks, open_redis
@@ -32,12 +27,9 @@ from tests.chart.manifests import (
     service_containers,
     workloads,
 )
+from tests.chart.redis_servers import ROLES, SECRET, Server, data_of, start, wait
 from understudy.chunks.naming import chunk_key
-from understudy.local.ports import free_port
-from understudy.local.services import valkey_binary
 
-SECRET: Final = "demo-understudy-redis"
-ROLES: Final = ("kv", "control")
 CHUNK: Final = chunk_key("default", bytes(32), bytes(32))
 OWN_KEYS: Final = {"kv": CHUNK, "control": f"{PREFIX}a"}
 READERS: Final = {
@@ -56,61 +48,14 @@ FORBIDDEN: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Server:
-    """A server as the chart starts it."""
-
-    url: str
-    open_url: str
-    """The same without user and password."""
-    process: "subprocess.Popen[bytes]"
-
-
-def _data(manifests: list[Manifest]) -> dict[str, str]:
-    data = named(manifests, "Secret", SECRET)["data"]
-    return {key: base64.b64decode(value).decode() for key, value in data.items()}
-
-
-def _start(manifests: list[Manifest], role: str, folder: Path) -> Server:
-    """Start the rendered command with its folders and its port moved."""
-    secret, port = _data(manifests), free_port()
-    pod = pod_of(named(manifests, "StatefulSet", f"demo-understudy-redis-{role}"))
-    [volume] = [one for one in pod["volumes"] if one["name"] == "users"]
-    [item] = volume["secret"]["items"]
-    users = folder / item["path"]
-    users.write_text(secret[item["key"]])
-    moved = {"/data": str(folder), "/etc/valkey/users.acl": str(users)}
-    words = [moved.get(word, word) for word in pod["containers"][0]["command"]]
-    assert str(users) in words
-    command = [valkey_binary(), *words[1:], "--port", str(port), "--bind", "127.0.0.1"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    address = f"127.0.0.1:{port}/0"
-    password = urlsplit(secret[f"{role}-url"]).password
-    return Server(f"redis://understudy:{password}@{address}", f"redis://{address}", process)
-
-
-def _wait(server: Server) -> None:
-    pause = threading.Event()
-    for _ in range(1200):
-        assert server.process.poll() is None, "the server refused its command or its users"
-        try:
-            with Redis.from_url(server.open_url) as client:
-                client.ping()
-        except exceptions.ConnectionError:
-            pause.wait(0.05)
-        else:
-            return
-    pytest.fail("The server did not answer.")
-
-
 @pytest.fixture(scope="module")
 def servers(
     defaults: list[Manifest], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Mapping[str, Server]]:
-    started = {role: _start(defaults, role, tmp_path_factory.mktemp(role)) for role in ROLES}
+    started = {role: start(defaults, role, tmp_path_factory.mktemp(role)) for role in ROLES}
     try:
         for server in started.values():
-            _wait(server)
+            wait(server)
         yield started
     finally:
         for server in started.values():
@@ -191,7 +136,7 @@ def test_services_get_the_urls_from_the_secret(defaults: list[Manifest]) -> None
 
 
 def test_the_urls_lead_to_the_servers(defaults: list[Manifest]) -> None:
-    secret = _data(defaults)
+    secret = data_of(defaults)
     for role in ROLES:
         url = urlsplit(secret[f"{role}-url"])
         service = named(defaults, "Service", str(url.hostname))
@@ -206,7 +151,7 @@ def test_a_server_sees_its_users_and_no_password(defaults: list[Manifest]) -> No
         pod = pod_of(named(defaults, "StatefulSet", f"demo-understudy-redis-{role}"))
         [volume] = [one["secret"] for one in pod["volumes"] if "secret" in one]
         assert [item["key"] for item in volume["items"]] == [f"{role}-users.acl"]
-        assert _data(defaults)[f"{role}-password"] not in _data(defaults)[f"{role}-users.acl"]
+        assert data_of(defaults)[f"{role}-password"] not in data_of(defaults)[f"{role}-users.acl"]
 
 
 def test_with_users_of_your_own_no_password_is_made(helm: Helm) -> None:
@@ -231,4 +176,4 @@ def test_with_users_of_your_own_no_password_is_made(helm: Helm) -> None:
 
 def test_one_server_of_your_own_leaves_the_other_its_password(helm: Helm) -> None:
     manifests = helm.render(values={"redis.kv.externalUrl": "redis://cache"})
-    assert {key.partition("-")[0] for key in _data(manifests)} == {"control"}
+    assert {key.partition("-")[0] for key in data_of(manifests)} == {"control"}

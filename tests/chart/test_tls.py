@@ -10,7 +10,7 @@ from typing import Final
 import pytest
 from cryptography import x509
 
-from deploy.certificates import COMPONENTS
+from deploy.certificates import COMPONENTS, Authority, Validity
 from tests.chart.manifests import (
     CHART,
     Helm,
@@ -139,6 +139,44 @@ def test_an_issuer_of_ones_own_signs_a_certificate_per_component(helm: Helm) -> 
         assert spec["dnsNames"] == [f"{component}.eu.example.com"]
         assert spec["issuerRef"] == ISSUER
         assert spec["usages"] == ["server auth", "client auth"]
+
+
+def test_a_bundle_of_ones_own_is_what_services_trust(helm: Helm, tmp_path: Path) -> None:
+    bundle = {"name": "trusted", "key": "all.pem"}
+    manifests = rendered(helm, "certManager", **{"tls.certManager.trustBundle": bundle})
+    now = datetime.now(UTC)
+    former, new = (Authority.make(name, Validity.of(1, now)) for name in ("former", "new"))
+    found = 0
+    for workload in workloads(manifests):
+        for volume in pod_of(workload).get("volumes", []):
+            if not volume["name"].startswith("tls-"):
+                continue
+            component = volume["name"].removeprefix("tls-")
+            chain, key = new.issue(f"{component}.understudy", Validity.of(1, now))
+            held = {
+                f"{PREFIX}-{component}": {"tls.crt": chain, "tls.key": key, "ca.crt": new.pem},
+                "trusted": {"all.pem": former.pem + new.pem},
+            }
+            folder = tmp_path / f"{found}"
+            folder.mkdir()
+            assert volume["projected"]["defaultMode"] == 0o440
+            for source in volume["projected"]["sources"]:
+                [one] = source.values()
+                for item in one["items"]:
+                    (folder / item["path"]).write_bytes(held[one["name"]][item["key"]])
+            read = read_certificates(folder, now)
+            assert read.names == {f"{component}.understudy"}
+            assert read.authorities == former.pem + new.pem
+            found += 1
+    assert found == 8, "six services, attention and kvstore in two pools"
+
+
+def test_without_a_bundle_the_secrets_own_authority_is_trusted(helm: Helm) -> None:
+    for mode in MODES:
+        more = {} if mode == "certManager" else {"tls.certManager.trustBundle.name": "trusted"}
+        for workload in workloads(rendered(helm, mode, **more)):
+            for volume in pod_of(workload).get("volumes", []):
+                assert "projected" not in volume
 
 
 def test_secrets_of_ones_own_are_left_alone(helm: Helm) -> None:

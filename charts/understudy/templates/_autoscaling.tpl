@@ -77,7 +77,8 @@ triggers:
       threshold: {{ $by.target | toString | quote }}
       # A series that is gone is no reason to shrink: the size stays.
       ignoreNullValues: "false"
-    {{- with $keda.authentication }}
-    authenticationRef: {name: {{ . }}}
-    {{- end }}
+      {{- if $keda.authentication.name }}
+      authModes: {{ $keda.authentication.modes | quote }}
+    authenticationRef: {name: {{ $keda.authentication.name }}}
+      {{- end }}
 {{- end -}}

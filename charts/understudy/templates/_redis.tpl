@@ -23,6 +23,33 @@ url: {secretKeyRef: {name: {{ include "understudy.redisSecret" .root }}, key: {{
 {{- end -}}
 {{- end -}}
 
+{{/* File with the authority of a Redis of yours, or nothing. Takes root and role. */}}
+{{- define "understudy.redisCa" -}}
+{{- $redis := index .root.Values.redis .role -}}
+{{- if $redis.caConfigMap.name -}}
+{{- if not (or $redis.externalSecret (hasPrefix "rediss://" $redis.externalUrl)) -}}
+{{- fail (printf "redis.%s.caConfigMap names an authority and nothing there speaks TLS: give an externalUrl that begins with rediss://, or an externalSecret with one" .role) -}}
+{{- end -}}
+/etc/understudy/redis-ca/ca.crt
+{{- end -}}
+{{- end -}}
+
+{{- define "understudy.redisCaMount" -}}
+{{- if include "understudy.redisCa" . -}}
+- {name: redis-ca, mountPath: /etc/understudy/redis-ca, readOnly: true}
+{{- end -}}
+{{- end -}}
+
+{{- define "understudy.redisCaVolume" -}}
+{{- if include "understudy.redisCa" . -}}
+{{- $bundle := (index .root.Values.redis .role).caConfigMap -}}
+- name: redis-ca
+  configMap:
+    name: {{ $bundle.name }}
+    items: [{key: {{ $bundle.key }}, path: ca.crt}]
+{{- end -}}
+{{- end -}}
+
 {{/* What the service of each server may do, as rules of its access list: keys, then commands. */}}
 {{- define "understudy.kvRights" -}}
 ~kv1:* +exists +get +set +unlink

@@ -104,7 +104,7 @@
 
 {{- define "understudy.kvstoreSettings" -}}
 {{- $redis := include "understudy.redisUrl" (dict "root" .root "role" "kv") | fromYaml -}}
-{{- toYaml (merge (dict "redisUrl" $redis.url) .pool.kvstore.settings) -}}
+{{- toYaml (merge (dict "redisUrl" $redis.url "redisCa" (include "understudy.redisCa" (dict "root" .root "role" "kv"))) .pool.kvstore.settings) -}}
 {{- end -}}
 
 {{- define "understudy.controllerSettings" -}}
@@ -146,6 +146,7 @@
       "tokenizer" (include "understudy.path" (dict "root" . "path" $tokenizer))
       "tlsDir" (empty .Values.router.tls.secretName | ternary "" "/etc/understudy/caller-tls")
       "controlRedis" $redis.url
+      "controlRedisCa" (include "understudy.redisCa" (dict "root" . "role" "control"))
       "controllers" (ternary (printf "%s-controller:%s" (include "understudy.fullname" .) (include "understudy.grpcPort" .)) "" (and (include "understudy.controllerSizes" . | empty | not) (not .Values.scaling.dryRun)))
       "allowOpen" false
       "apiKeys" "@/etc/understudy/keys/api-keys.json"

@@ -25,11 +25,25 @@ healthListen: {{ .hasHealth | empty | ternary "" (printf "0.0.0.0:%s" .healthPor
 {{/* Volumes with the certificates of components that share a pod. Takes root and components. */}}
 {{- define "understudy.tlsVolumes" -}}
 {{- if include "understudy.hasTls" .root }}
+{{- $bundle := .root.Values.tls.certManager.trustBundle }}
 {{- range $component := .components }}
+{{- $secret := include "understudy.tlsSecret" (dict "root" $.root "component" $component) }}
 - name: tls-{{ $component }}
-  secret:
-    secretName: {{ include "understudy.tlsSecret" (dict "root" $.root "component" $component) }}
+  {{- if and $bundle.name (eq $.root.Values.tls.mode "certManager") }}
+  projected:
     defaultMode: 0440
+    sources:
+      - secret:
+          name: {{ $secret }}
+          items: [{key: tls.crt, path: tls.crt}, {key: tls.key, path: tls.key}]
+      - configMap:
+          name: {{ $bundle.name }}
+          items: [{key: {{ $bundle.key }}, path: ca.crt}]
+  {{- else }}
+  secret:
+    secretName: {{ $secret }}
+    defaultMode: 0440
+  {{- end }}
 {{- end }}
 {{- end }}
 {{- end -}}

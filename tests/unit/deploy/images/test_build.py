@@ -79,8 +79,51 @@ def test_a_build_that_fails_stops_with_its_status(
     monkeypatch.setattr(build, "find_engine", lambda *_: "docker")
     monkeypatch.setattr(build, "command", lambda *_: ["false"])
     monkeypatch.setattr(build, "read_source", lambda: SOURCE)
-    assert main(["worker"]) == 1
+    assert main(["worker"], {}) == 1
     assert "The image worker was not built: docker exited with 1." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("environ", "built"),
+    [
+        ({}, ["router", "worker", "distiller"]),
+        ({"TRITON_IMAGE": "server:1"}, ["router", "worker", "distiller", "triton"]),
+    ],
+)
+def test_without_a_base_triton_is_left_out_and_the_others_are_built(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    environ: dict[str, str],
+    built: list[str],
+) -> None:
+    found = []
+
+    def noted(_: str, target: str, *rest: object) -> list[str]:
+        found.append(target)
+        return ["true"]
+
+    monkeypatch.setattr(build, "find_engine", lambda *_: "docker")
+    monkeypatch.setattr(build, "command", noted)
+    monkeypatch.setattr(build, "read_source", lambda: SOURCE)
+    assert main([], environ) == 0
+    assert found == built
+    said = capsys.readouterr().out
+    assert ("The image triton was left out: TRITON_IMAGE names no server" in said) == (not environ)
+
+
+def test_triton_is_built_on_the_base_that_is_named() -> None:
+    found = command("docker", "triton", "understudy", SOURCE, "server:1")
+    assert "TRITON_IMAGE=server:1" in found
+    assert not any("TRITON_IMAGE" in word for word in command("docker", "router", "u", SOURCE))
+
+
+def test_triton_without_a_base_is_refused_before_anything_is_built(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["triton"], {})
+    assert caught.value.code == 2
+    assert "the image triton needs a base: set TRITON_IMAGE" in capsys.readouterr().err
 
 
 def test_an_unknown_image_is_refused_with_the_known_ones() -> None:
