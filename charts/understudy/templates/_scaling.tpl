@@ -18,7 +18,7 @@ off. */}}
 {{- define "understudy.scalingDefaults" -}}
 ttftS: 2
 tpotS: 0.1
-utilisation: 0.7
+utilisation: 0.6
 startS: 180
 idleS: 0
 attention: {minReplicas: 1, maxReplicas: 4, costPerHour: 0}

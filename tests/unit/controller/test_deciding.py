@@ -11,6 +11,7 @@ from services.controller.scaling.signals import Part, PodCounts, PoolSignals, Si
 from services.controller.scaling.steadying import Cause
 from tests.unit.controller.pools import (
     COSTS,
+    POOL,
     WINDOW_S,
     experts_load,
     learnt,
@@ -225,7 +226,7 @@ def test_growth_takes_no_gpu_that_a_draining_worker_still_holds():
 
 def test_a_budget_of_money_binds_like_one_of_gpus():
     part = PartRules(1, 32, cost_per_hour=2.5)
-    chosen = replace(rules(max_cost_per_hour=12.0), pools=(PoolRules("llm", part, trend=0.0),))
+    chosen = replace(rules(max_cost_per_hour=12.0), pools=(PoolRules("llm", part, **POOL),))
     history = learnt(4, demand=5.6, chosen=chosen).history
     decision = decide(one(NOW_S, pods(4), load(5.6)), chosen, history)
     assert decision.replicas("llm") == 4
@@ -269,7 +270,7 @@ def test_workers_that_start_are_waited_for():
 
 def afd(**changes) -> ScalingRules:
     return rules(pools=(PoolRules(
-        "llm", PartRules(1, 32, gpus=1.0), PartRules(1, 32, gpus=1.0), trend=0.0, **changes),
+        "llm", PartRules(1, 32, gpus=1.0), PartRules(1, 32, gpus=1.0), **{**POOL, **changes}),
     ))  # fmt: skip
 
 
