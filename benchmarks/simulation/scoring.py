@@ -18,6 +18,7 @@ from benchmarks.simulation.policies import (
     understudy,
 )
 from benchmarks.simulation.traces import Trace
+from services.controller.scaling.rules import PartRules, PoolRules
 
 ATTAINMENTS: Final = (0.95, 0.99)
 """Shares of requests within the objectives that policies are tuned for, one after the other."""
@@ -25,6 +26,9 @@ WARM_UP_S: Final = 300.0
 """Not scored: no policy can act before it has seen anything and a worker has started."""
 FIRST_S: Final = 120.0
 """The initial size serves the load of this much of the trace."""
+
+DEFAULTS: Final = PoolRules("llm", PartRules())
+"""What nobody tuned."""
 
 Point = Mapping[str, float]
 
@@ -107,6 +111,11 @@ def contenders(objectives: Objectives, setup: Setup) -> list[Contender]:
         Contender(
             "Understudy",
             {"utilisation": (0.55, 0.6, 0.65, 0.7, 0.75, 0.8), "trend": (0.0, 0.5)},
+            lambda at: understudy(objectives, setup.start_s, most, at),
+        ),
+        Contender(
+            "Understudy, its defaults",
+            {"utilisation": (DEFAULTS.utilisation,), "trend": (DEFAULTS.trend,)},
             lambda at: understudy(objectives, setup.start_s, most, at),
         ),
     ]

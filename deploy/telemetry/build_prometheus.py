@@ -2,9 +2,11 @@
 
 The binaries go where the test cluster keeps its own, outside the checkout, so that a fresh clone
 finds them again. Their web page is left out: the API is all that tests ask. Run it as
-`python -m deploy.telemetry.build_prometheus`; it takes about five minutes on two cores.
+`python -m deploy.telemetry.build_prometheus [--within SECONDS]`; it takes about five minutes on two
+cores.
 """
 
+import argparse
 import os
 import shutil
 import sys
@@ -12,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from deploy.cluster.building import BuildError, ensure_built
+from deploy.cluster.building import BUILD_TIMEOUT_S, BuildError, ensure_built
 from deploy.cluster.tools import GO_MODULE_VERSION, Tool, binaries_folder
 
 MODULE: Final = "github.com/prometheus/prometheus"
@@ -40,7 +42,7 @@ def find_tool(name: str, environ: Mapping[str, str]) -> Path | None:
     return Path(found) if found else None
 
 
-def main(environ: Mapping[str, str], report: Report) -> int:
+def main(environ: Mapping[str, str], report: Report, within_s: float = BUILD_TIMEOUT_S) -> int:
     """Make sure of both tools; return the exit status."""
     missing = [name for name in TOOLS if find_tool(name, environ) is None]
     if not missing:
@@ -50,7 +52,7 @@ def main(environ: Mapping[str, str], report: Report) -> int:
         report(f"{', '.join(missing)}: Go {GO_MODULE_VERSION} or newer is needed to build them.")
         return 1
     try:
-        [folder] = ensure_built([PROMETHEUS], environ, report)
+        [folder] = ensure_built([PROMETHEUS], environ, report, within_s)
     except (BuildError, OSError) as error:
         report(f"prometheus: not built. {error}")
         return 1
@@ -64,4 +66,6 @@ def _print(line: str) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(os.environ, _print))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--within", type=float, default=BUILD_TIMEOUT_S, metavar="SECONDS")
+    raise SystemExit(main(os.environ, _print, parser.parse_args().within))

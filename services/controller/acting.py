@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from services.controller.cluster import Cluster, Conflict, Note, Pod
+from services.controller.cluster import Cluster, Conflict, Note, Pod, WorkloadKind
 from services.controller.gathering import PartSight
 from services.controller.metrics import ScalingMetrics
 from services.controller.scaling.deciding import Decision, PartDecision
@@ -59,7 +59,7 @@ class Actor:
         if not self._may_act():
             return False
         try:
-            if one.replicas < one.before:
+            if one.replicas < one.before and sight.workload.kind is WorkloadKind.DEPLOYMENT:
                 await self._mark(sight, one.before - one.replicas)
             await self._cluster.set_replicas(sight.workload, one.replicas, sight.scale.version)
         except UnderstudyError as error:
@@ -74,6 +74,7 @@ class Actor:
         return True
 
     async def _mark(self, sight: PartSight, num_leaving: int) -> None:
+        """Mark the pods of a Deployment that are to leave; a StatefulSet reads no marks."""
         leaving = {pod.name for pod in emptiest(sight.pods, sight.in_flight, num_leaving)}
         for pod in sight.pods:
             cost = FIRST_TO_GO if pod.name in leaving else None

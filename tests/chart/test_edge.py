@@ -1,6 +1,5 @@
 """How callers get in - TLS, routes of a Gateway - and what an evaluation looks at."""
 
-import os
 import re
 import subprocess
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Final
 import pytest
 import yaml
 
-from deploy.telemetry.build_prometheus import find_tool
 from deploy.telemetry.schema import load_schema
 from tests.chart.manifests import (
     CHART,
@@ -23,6 +21,7 @@ from tests.chart.manifests import (
     workloads,
 )
 from tests.chart.network import Network, Pod, listeners, pods_of
+from tests.telemetry.tools import tool
 from understudy.api.router.v1 import router_pb2
 
 NAME: Final = "demo-understudy"
@@ -268,9 +267,7 @@ def test_its_targets_get_the_labels_that_expressions_rely_on(edge: list[Manifest
 
 
 def test_promtool_takes_its_configuration_and_rules(edge: list[Manifest], tmp_path: Path) -> None:
-    promtool = find_tool("promtool", os.environ)
-    if promtool is None:
-        pytest.skip("needs promtool: `make setup` builds it where Go is installed")
+    promtool = tool("promtool")
     data = _configuration(edge)
     (tmp_path / "rules.yaml").write_text(data["rules.yaml"])
     config = yaml.safe_load(data["prometheus.yaml"].replace("/etc/prometheus", str(tmp_path)))

@@ -29,7 +29,7 @@ Record = Callable[[str, object], None]
 
 READ_TIMEOUT_S: Final = 10.0
 STREAM_TIMEOUT_S: Final = 110.0
-LONG: Final = Question("llm", "Tell me the story of a fox who learnt to sail.", False, 160)
+LONG: Final = Question("llm", "Tell me the story of a fox who learnt to sail.", False, 240)
 """A stream that outlasts the time for which a pod that is to end serves on as before."""
 STREAMS_OF: Final = {
     "router": ("understudy_router_active_requests", ""),

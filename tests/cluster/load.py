@@ -72,14 +72,21 @@ class Load:
     told: list[Told] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     _streams: list[Future[None]] = field(default_factory=list)
+    _num_kept: int = 0
     _is_over: threading.Event = field(default_factory=threading.Event)
 
     def start(self, pool: ThreadPoolExecutor, num_streams: int) -> None:
         """Start streams, each at another question."""
         step = max(len(self.questions) // num_streams, 1)
+        self._num_kept = num_streams
         self._streams = [
             pool.submit(self._work, index, index * step) for index in range(num_streams)
         ]
+
+    def keep(self, num_streams: int) -> None:
+        """Let all streams but so many end with the answer that they are at."""
+        self._num_kept = num_streams
+        self._streams = self._streams[:num_streams]
 
     def end(self) -> None:
         """Ask nothing more; what runs is read to its end."""
@@ -93,7 +100,7 @@ class Load:
             self._check()
             told = [one for one in self.told[start:] if one.began_s >= began_s]
             streams, asked = {one.stream for one in told}, {one.question for one in told}
-            is_whole = len(streams) == len(self._streams) and asked == set(self.questions)
+            is_whole = streams >= set(range(len(self._streams))) and asked == set(self.questions)
             return is_whole or bool(self.errors)
 
         wait_until(is_reached, "every stream and question to go on", TIMEOUT_S)
@@ -129,7 +136,7 @@ class Load:
 
     def _work(self, stream: int, turn: int) -> None:
         with Client(self.address, api_key=self.api_key, timeout_s=TIMEOUT_S) as client:
-            while not self._is_over.is_set():
+            while not self._is_over.is_set() and stream < self._num_kept:
                 question = self.questions[turn % len(self.questions)]
                 turn += 1
                 try:

@@ -30,6 +30,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 NUM_STREAMS: Final = 8
 NUM_SLM_STREAMS: Final = 4
+NUM_KEPT_STREAMS: Final = 2
+"""So many that one worker is enough for them."""
 NUM_PEAK_STREAMS: Final = 16
 NEXT: Final = {"image": {"tag": "next"}}
 TWO_OF_EACH: Final = {**NEXT, "router": {"replicas": 2}, "attention": {"replicas": 2}}
@@ -205,6 +207,7 @@ def test_a_pool_follows_its_load_up_and_down_and_shows_it_in_no_answer(
     wide: Release, values: Values, load: Load, api_key: str, record_property: Record
 ) -> None:
     kube, name = wide.kube, f"{RELEASE}-slm-attention"
+    load.keep(NUM_KEPT_STREAMS)
     with nothing_shows(load, record_property):
         wide.change(merged(values, {**LATER, "scaling": SIZED}))
         wait_until(lambda: has_workers(kube, name, 1), "one worker", START_TIMEOUT_S)

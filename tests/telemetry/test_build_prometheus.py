@@ -10,6 +10,7 @@ import pytest
 
 from deploy.cluster.tools import binaries_folder
 from deploy.telemetry.build_prometheus import PROMETHEUS, TOOLS, find_tool, main
+from tests.telemetry.tools import tool
 
 Program = Callable[[str, str], Path]
 KNOWS_ITS_VERSION = 'if [ "$1" = env ]; then echo go1.26.0; exit 0; fi\n'
@@ -76,3 +77,28 @@ def test_a_build_that_breaks_leaves_nothing(program: Program, environ: dict[str,
     assert main(environ, lines.append) == 1
     assert "not built" in lines[-1]
     assert list(binaries_folder(PROMETHEUS, environ).parent.iterdir()) == []
+
+
+def test_a_build_is_not_begun_without_time_for_it(
+    program: Program, environ: dict[str, str]
+) -> None:
+    lines: list[str] = []
+    program("go", BUILDS)
+    assert main(environ, lines.append, 0.0) == 1
+    assert "was not built in the time there was" in lines[-1]
+
+
+def test_without_a_binary_a_test_is_skipped_and_in_ci_with_go_it_fails(
+    program: Program, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(pytest.skip.Exception, match="needs promtool"):
+        tool("promtool")
+    program("go", BUILDS)
+    with pytest.raises(pytest.fail.Exception, match="needs promtool"):
+        tool("promtool")
+    monkeypatch.delenv("CI")
+    with pytest.raises(pytest.skip.Exception, match="needs promtool"):
+        tool("promtool")

@@ -18,10 +18,10 @@ off. */}}
 {{- define "understudy.scalingDefaults" -}}
 ttftS: 2
 tpotS: 0.1
-utilisation: 0.7
+utilisation: 0.6
 kvOccupancy: 0.8
 backlogS: 60
-trend: 0.5
+trend: 0
 expertsUtilisation: 0.7
 queueWaitS: 0.02
 ratioTolerance: 0.25

@@ -46,7 +46,7 @@ class PoolRules:
     """Objective for the 90th percentile of the time to first token."""
     tpot_s: float = 0.1
     """Objective for the mean time per output token: what a request sees over its length."""
-    utilisation: float = 0.7
+    utilisation: float = 0.6
     """Share of a worker's capacity within the objectives that the offered work may take."""
     kv_occupancy: float = 0.8
     """Share of KV blocks in use that more workers are called for at."""
@@ -58,7 +58,7 @@ class PoolRules:
     """How far attention : experts may be from the fitted ratio, relative to it."""
     start_s: float = 180.0
     """Time from asking for a worker until it serves: demand is foreseen this far."""
-    trend: float = 0.5
+    trend: float = 0.0
     """Share of the recent trend of demand that is extrapolated over `start_s`, 0 to 1."""
     backlog_s: float = 60.0
     """Time in which a backlog is to be worked off."""

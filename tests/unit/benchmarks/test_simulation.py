@@ -13,6 +13,7 @@ from benchmarks.simulation.policies import Hpa, Objectives, Saturation, busy
 from benchmarks.simulation.scoring import compare, score, tune
 from benchmarks.simulation.traces import Request, Trace, diurnal, read_trace, times
 from benchmarks.simulation.workers import Served, Window, Worker
+from services.controller.scaling.rules import PartRules, PoolRules
 
 MODEL = WorkerModel(
     fixed_s=0.1, prefill_s=0.001, decode_s=0.01, max_sequences=2, token_budget=100,
@@ -166,8 +167,10 @@ def test_a_comparison_tunes_on_the_first_half_and_scores_the_second():
     results = compare(steady, setup, objectives, tuning.points(0.95))
     names = [one.policy for one in results]
     assert names[0] == "fixed peak"
-    assert names[-1] == "Understudy"
-    assert len(set(names)) == 6
+    assert names[-2:] == ["Understudy", "Understudy, its defaults"]
+    assert len(set(names)) == 7
+    rules = PoolRules("llm", PartRules())
+    assert results[-1].point == {"utilisation": rules.utilisation, "trend": rules.trend}
     assert compare(steady, setup, objectives, tuning.points(0.95)) == results
     stricter = tuning.points(1.0)
     assert stricter["fixed peak"]["replicas"] >= tuning.points(0.1)["fixed peak"]["replicas"]

@@ -17,14 +17,13 @@ from services.controller.scaling.signals import (
 WINDOW_S = 15.0
 COSTS = StepCosts(fixed_s=0.02, prefill_s=0.0005, decode_s=0.001)
 PROMPT, OUTPUT = 400, 100
+POOL = {"ttft_s": 2.0, "tpot_s": 0.1, "utilisation": 0.7, "trend": 0.0}
 
 
 def rules(**changes) -> ScalingRules:
     """Return rules of one pool "llm" of 1 to 32 one-GPU workers, without waits."""
     pool_changes = changes.pop("pool", {})
-    pool = PoolRules(
-        "llm", PartRules(1, 32, gpus=1.0), ttft_s=2.0, tpot_s=0.1, trend=0.0, **pool_changes
-    )
+    pool = PoolRules("llm", PartRules(1, 32, gpus=1.0), **{**POOL, **pool_changes})
     return ScalingRules(
         **{"pools": (pool,), "up_cool_down_s": 0.0, "down_cool_down_s": 0.0,
            "down_window_s": 0.0, **changes}

@@ -24,17 +24,18 @@ KEY = ("llm", Part.ATTENTION)
 class Rig:
     """An actor over a fake cluster."""
 
-    def __init__(self, size: int, *, dry_run: bool = False, leads=lambda: True):
+    def __init__(self, size: int, *, dry_run: bool = False, leads=lambda: True, workload=WORKLOAD):
         self.registry = CollectorRegistry()
-        self.cluster = FakeCluster(scales={WORKLOAD: Scale(size, "a", "v")})
+        self.workload = workload
+        self.cluster = FakeCluster(scales={workload: Scale(size, "a", "v")})
         self.metrics = ScalingMetrics.on(self.registry)
         self.actor = Actor(self.cluster, self.metrics, is_dry_run=dry_run, may_act=leads)
         self.workers = [pod(f"w{index}") for index in range(size)]
         self.in_flight = {worker.name: 9.0 - index for index, worker in enumerate(self.workers)}
 
     def parts(self):
-        scale = self.cluster.scales[WORKLOAD]
-        return {KEY: PartSight(WORKLOAD, scale, self.workers, self.in_flight)}
+        scale = self.cluster.scales[self.workload]
+        return {KEY: PartSight(self.workload, scale, self.workers, self.in_flight)}
 
     def value(self, name: str, **labels: str):
         return self.registry.get_sample_value(name, {"pool": "llm", "part": "attention", **labels})
@@ -59,6 +60,13 @@ async def test_the_emptiest_workers_are_marked_before_the_scale_shrinks():
     assert rig.cluster.changes == [("llm", 2)]
     assert rig.cluster.marks == {"w0": None, "w2": FIRST_TO_GO, "w3": FIRST_TO_GO}
     assert rig.cluster.notes[0].reason == "ScaledDown"
+
+
+async def test_pods_of_a_stateful_set_which_leave_by_their_number_are_not_marked():
+    rig = Rig(4, workload=Workload(WorkloadKind.STATEFUL_SET, "llm"))
+    await rig.actor.apply(learnt(4, demand=1.0, chosen=rules()), rig.parts())
+    assert rig.cluster.changes == [("llm", 2)]
+    assert rig.cluster.marks == {}
 
 
 def test_workers_that_do_not_serve_go_first_and_unread_ones_last():

@@ -11,6 +11,7 @@ from services.controller.scaling.signals import Part, PodCounts, PoolSignals, Si
 from services.controller.scaling.steadying import Cause
 from tests.unit.controller.pools import (
     COSTS,
+    POOL,
     WINDOW_S,
     learnt,
     load,
@@ -224,7 +225,7 @@ def test_growth_takes_no_gpu_that_a_draining_worker_still_holds():
 
 def test_a_budget_of_money_binds_like_one_of_gpus():
     part = PartRules(1, 32, cost_per_hour=2.5)
-    chosen = replace(rules(max_cost_per_hour=12.0), pools=(PoolRules("llm", part, trend=0.0),))
+    chosen = replace(rules(max_cost_per_hour=12.0), pools=(PoolRules("llm", part, **POOL),))
     history = learnt(4, demand=5.6, chosen=chosen).history
     decision = decide(one(NOW_S, pods(4), load(5.6)), chosen, history)
     assert decision.replicas("llm") == 4

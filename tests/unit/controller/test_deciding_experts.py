@@ -13,7 +13,7 @@ NOW_S = 8 * WINDOW_S
 
 def afd(**changes) -> ScalingRules:
     return rules(pools=(PoolRules(
-        "llm", PartRules(1, 32, gpus=1.0), PartRules(1, 32, gpus=1.0), trend=0.0, **changes),
+        "llm", PartRules(1, 32, gpus=1.0), PartRules(1, 32, gpus=1.0), **{**POOL, **changes}),
     ))  # fmt: skip
 
 

@@ -18,7 +18,16 @@ from services.controller.scaling.signals import (
     PoolSignals,
     Signals,
 )
-from tests.unit.controller.pools import WINDOW_S, learnt, load, one, pods, rules
+from tests.unit.controller.pools import (
+    POOL,
+    WINDOW_S,
+    experts_load,
+    learnt,
+    load,
+    one,
+    pods,
+    rules,
+)
 
 HISTORIES_PER_EXAMPLE = 100
 EXAMPLES = 100
@@ -147,14 +156,74 @@ def test_the_needed_size_is_reached_within_the_stated_ticks(size, before, demand
     asked, needed = [size], math.ceil(demand / (0.8 * 0.7) - 2 * ROUNDING)
     for tick in range(ticks_to_reach(size, needed)):
         at_s = (8 + tick) * WINDOW_S
-        ready = asked[max(len(asked) - 1 - start_ticks, 0)]
-        desired = asked[-1]
-        counts = pods(min(ready, desired), desired=desired, starting=max(desired - ready, 0))
         seen = load(demand, batch=6.0 + tick % 3)
-        decision = decide(one(at_s, counts, seen), chosen, history)
+        decision = decide(one(at_s, growing(asked, start_ticks), seen), chosen, history)
         history = decision.history
         asked.append(decision.replicas("llm"))
     assert asked[-1] >= needed
+
+
+@settings(max_examples=60, deadline=None)
+@given(size=st.integers(1, 8), busy=st.floats(0.2, 15.0), start_ticks=st.integers(0, 12))
+def test_the_needed_expert_workers_are_there_within_the_stated_ticks(size, busy, start_ticks):
+    chosen = rules(pools=(afd_pool(1, 1),))
+    history, asked = learnt(4, 1.0, chosen).history, [size]
+    needed = math.ceil(busy / chosen.pools[0].experts_utilisation - 2 * ROUNDING)
+    for tick in range(ticks_to_reach(size, needed)):
+        experts = growing(asked, start_ticks)
+        seen = load(1.0, batch=6.0 + tick % 3)
+        pool = PoolSignals(pods(4), seen, experts, experts_load(busy, 1000.0 + 100 * (tick % 5)))
+        decision = decide(Signals((8 + tick) * WINDOW_S, {"llm": pool}), chosen, history)
+        history = decision.history
+        asked.append(decision.replicas("llm", Part.EXPERTS))
+    assert asked[-1] >= needed
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    least=st.integers(1, 4),
+    least_experts=st.integers(1, 4),
+    held=st.integers(1, 50),
+    demand=st.floats(0.2, 15.0),
+    start_ticks=st.integers(0, 12),
+)
+def test_a_pool_wakes_in_one_tick_and_grows_within_the_stated_ones_once_it_serves(
+    least, least_experts, held, demand, start_ticks
+):
+    chosen = rules(pools=(afd_pool(least, least_experts, idle_s=60.0),))
+    history, at_s = learnt(least, 1.0, chosen).history, 1000.0
+
+    def look(attention, experts, seen=None):
+        nonlocal history, at_s
+        at_s += WINDOW_S
+        pool = PoolSignals(attention, seen, experts, held_requests=0 if seen else held)
+        decision = decide(Signals(at_s, {"llm": pool}), chosen, history)
+        history = decision.history
+        return decision.replicas("llm"), decision.replicas("llm", Part.EXPERTS)
+
+    smallest = (least, least_experts)
+    assert look(pods(0), pods(0)) == smallest
+    for _ in range(start_ticks):
+        starting = [PodCounts(size, 0, starting=size) for size in smallest]
+        assert look(*starting) == smallest
+
+    asked, needed = [least], math.ceil(demand / (0.8 * 0.7) - 2 * ROUNDING)
+    for tick in range(ticks_to_reach(least, needed)):
+        seen = load(demand, batch=6.0 + tick % 3)
+        asked.append(look(growing(asked, start_ticks), pods(least_experts), seen)[0])
+    assert asked[-1] >= needed
+
+
+def afd_pool(least: int, least_experts: int, **changes) -> PoolRules:
+    attention, experts = (PartRules(size, 32, gpus=1.0) for size in (least, least_experts))
+    return PoolRules("llm", attention, experts, **{**POOL, **changes})
+
+
+def growing(asked: list[int], start_ticks: int) -> PodCounts:
+    """Return a part whose workers serve so many ticks after they were asked for."""
+    desired = asked[-1]
+    ready = min(asked[max(len(asked) - 1 - start_ticks, 0)], desired)
+    return pods(ready, desired=desired, starting=desired - ready)
 
 
 @settings(max_examples=30, deadline=None)
