@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from understudy.model.paged import PagedContext, PagedKv, PagedSequence
-from understudy.model.transformer import Transformer
+from understudy.model.decoder import Compute, Decoder, make_decoder
+from understudy.model.paged import PagedKv, PagedSequence
 from understudy.model.weights import LoadedModel, load_model
 
 BLOCK_SIZE = 4
@@ -159,28 +159,35 @@ def generated(model: PreTrainedModel, tokens: Tensor, num_new: int = NUM_NEW) ->
     return both[0]
 
 
-def load_saved(model: PreTrainedModel, directory: Path) -> LoadedModel:
+def load_saved(
+    model: PreTrainedModel, directory: Path, compute: Compute = "reference"
+) -> LoadedModel:
     """Write a transformers model as its files are published, and load them."""
     model.save_pretrained(directory)
-    return load_model(directory)
+    return load_model(directory, compute=compute)
+
+
+def decoder_of(loaded: LoadedModel) -> Decoder:
+    """Return the model in the arithmetic that it was loaded for."""
+    return make_decoder(loaded.config, loaded.stored, None, loaded.compute)
 
 
 def paged_logits(
-    model: Transformer, kv: PagedKv, tokens: Tensor, blocks: list[int], *ends: int, start: int = 0
+    model: Decoder, kv: PagedKv, tokens: Tensor, blocks: list[int], *ends: int, start: int = 0
 ) -> Tensor:
     """Return the logits of `tokens` from `start` on, computed in chunks that end at `ends`."""
     logits = []
     for end in ends:
-        context = PagedContext(kv, [PagedSequence(blocks, start, end - start)])
+        sequence = PagedSequence(blocks, start, end - start)
         with torch.inference_mode():
-            hidden = model.forward(tokens[start:end], torch.arange(start, end), context)
+            hidden = model.advance(tokens[start:end], kv, [sequence])
             logits.append(model.logits(hidden))
         start = end
     return torch.cat(logits)
 
 
 def decode(
-    model: Transformer, kv: PagedKv, tokens: Tensor, blocks: list[int], num_cached: int
+    model: Decoder, kv: PagedKv, tokens: Tensor, blocks: list[int], num_cached: int
 ) -> Tensor:
     """Return `tokens` continued greedily by `NUM_NEW`, of which `num_cached` are in the cache."""
     for _ in range(NUM_NEW):

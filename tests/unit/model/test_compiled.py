@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.unit.model.configs import ALL
-from tests.unit.model.conftest import DENSE, assert_near, trained_adapter
+from tests.unit.model.conftest import DENSE, assert_logits_near, assert_near, trained_adapter
 from understudy.errors import Internal
 from understudy.model.adapter import Adapter, AdapterBatch
 from understudy.model.compiled import CompiledDecoder, is_compilable
@@ -83,7 +83,7 @@ def _whole(decoder: Decoder, kv: PagedKv) -> list[Tensor]:
 
 
 def test_grouped_attention_is_compiled_and_the_rest_runs_over_packed_weights() -> None:
-    assert set(COMPILABLE) == set(ALL) - {"deepseek_v3", "longcat_flash"}
+    assert set(COMPILABLE) == set(ALL) - {"deepseek_v2", "deepseek_v3", "longcat_flash"}
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -96,7 +96,7 @@ def test_logits_of_every_family_equal_plain_torch(name: str, tmp_path: Path) -> 
 
     with torch.inference_mode():
         for actual, expected in rows:
-            assert_near(ours.logits(actual), theirs.logits(expected), tolerance=1e-4)
+            assert_logits_near(ours.logits(actual), theirs.logits(expected))
 
 
 @pytest.mark.parametrize("kv_dtype", DTYPES)
@@ -259,3 +259,22 @@ def test_a_table_too_short_for_its_tokens_is_a_bug(tmp_path: Path) -> None:
 
 def test_without_kernels_the_reference_is_made(tmp_path: Path) -> None:
     assert isinstance(_decoder(_loaded(DENSE, tmp_path, "reference")), Transformer)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_family_whose_rows_depend_on_their_batch_says_so_at_load(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    decoder = _decoder(_loaded(ALL[name], tmp_path, "exact"))
+
+    assert decoder.is_batch_independent == (name in COMPILABLE)
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == (0 if decoder.is_batch_independent else 1)
+    assert all(f"The attention of {ALL[name].family} is not compiled" in line for line in told)
+
+
+def test_plain_torch_promises_no_independence(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert not _decoder(_loaded(DENSE, tmp_path, "reference")).is_batch_independent
+    assert caplog.records == []  # it was asked for, or `load` has told why

@@ -8,17 +8,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.unit.model.conftest import assert_near
+from tests.unit.model.conftest import assert_logits_near
 from tests.unit.model.oracles import (
     BLOCK_SIZE,
     CASES,
     decode,
+    decoder_of,
     generated,
     load_saved,
     paged_logits,
     reference,
 )
 from understudy.model.attention import PackedCausal
+from understudy.model.compiled import CompiledDecoder, is_compilable
+from understudy.model.decoder import Compute, Decoder
 from understudy.model.families import read_hf, write_hf
 from understudy.model.paged import PagedKv
 from understudy.model.safetensors_io import save_model
@@ -31,11 +34,20 @@ BLOCKS = [6, 1, 3, 0, 7, 2]
 
 
 @dataclass(frozen=True)
+class Oracle:
+    """Published files, and what transformers makes of `TOKENS` with them."""
+
+    directory: Path
+    logits: Tensor
+    continued: Tensor
+
+
+@dataclass(frozen=True)
 class Pair:
     """A loaded model and what transformers makes of `TOKENS` with the same weights."""
 
     loaded: LoadedModel
-    model: Transformer
+    model: Decoder
     logits: Tensor
     continued: Tensor
 
@@ -44,21 +56,35 @@ class Pair:
 
 
 @pytest.fixture(scope="module", params=CASES)
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    oracle = reference(request.param)
-    loaded = load_saved(oracle, tmp_path_factory.mktemp("model"))
+def oracle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Oracle:
+    model, directory = reference(request.param), tmp_path_factory.mktemp("model")
+    load_saved(model, directory)
     with torch.inference_mode():
-        logits = oracle(TOKENS[None]).logits[0]
+        logits = model(TOKENS[None]).logits[0]
+    return Oracle(directory, logits, generated(model, TOKENS))
+
+
+@pytest.fixture(scope="module", params=["reference", "exact"])
+def pair(oracle: Oracle, request: pytest.FixtureRequest) -> Pair:
+    loaded = load_model(oracle.directory, compute=request.param)
+    return Pair(loaded, decoder_of(loaded), oracle.logits, oracle.continued)
+
+
+def test_exact_is_compiled_for_grouped_attention(pair: Pair) -> None:
+    is_compiled = pair.loaded.compute == "exact" and is_compilable(pair.loaded.config)
+
+    assert isinstance(pair.model, CompiledDecoder) == is_compiled
+
+
+def test_logits_of_a_whole_prompt_equal_transformers(oracle: Oracle) -> None:
+    loaded = load_model(oracle.directory)
     model = Transformer(loaded.config, loaded.stored)
-    return Pair(loaded, model, logits, generated(oracle, TOKENS))
 
-
-def test_logits_of_a_whole_prompt_equal_transformers(pair: Pair) -> None:
     with torch.inference_mode():
-        hidden = pair.model.forward(TOKENS, torch.arange(LENGTH), PackedCausal([LENGTH]))
-        logits = pair.model.logits(hidden)
+        hidden = model.forward(TOKENS, torch.arange(LENGTH), PackedCausal([LENGTH]))
+        logits = model.logits(hidden)
 
-    assert_near(logits, pair.logits, tolerance=1e-4)
+    assert_logits_near(logits, oracle.logits)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +93,7 @@ def test_logits_of_a_whole_prompt_equal_transformers(pair: Pair) -> None:
 def test_logits_over_paged_kv_equal_transformers(pair: Pair, ends: tuple[int, ...]) -> None:
     logits = paged_logits(pair.model, pair.new_kv(), TOKENS, BLOCKS, *ends)
 
-    assert_near(logits, pair.logits, tolerance=1e-4)
+    assert_logits_near(logits, pair.logits)
 
 
 def test_greedy_tokens_equal_transformers(pair: Pair) -> None:
@@ -95,27 +121,29 @@ def test_recomputed_kv_continues_with_the_same_tokens(pair: Pair) -> None:
     assert torch.equal(again[: len(pair.continued)], pair.continued)
 
 
-def test_config_and_weights_survive_our_own_files(pair: Pair, tmp_path: Path) -> None:
-    save_model(tmp_path, pair.loaded.config, pair.loaded.weights)
+def test_config_and_weights_survive_our_own_files(oracle: Oracle, tmp_path: Path) -> None:
+    loaded = load_model(oracle.directory)
+    save_model(tmp_path, loaded.config, loaded.weights)
 
     again = load_model(tmp_path)
 
-    assert again.config == pair.loaded.config
+    assert again.config == loaded.config
     assert read_hf(json.loads(json.dumps(write_hf(again.config)))).digest() == again.config.digest()
-    assert again.weights.keys() == pair.loaded.weights.keys()
-    assert all(torch.equal(again.weights[n], w) for n, w in pair.loaded.weights.items())
+    assert again.weights.keys() == loaded.weights.keys()
+    assert all(torch.equal(again.weights[n], w) for n, w in loaded.weights.items())
 
 
+@pytest.mark.parametrize("compute", ["reference", "exact"])
 def test_dynamic_rope_beyond_the_trained_positions_equals_transformers_decoding(
-    tmp_path: Path,
+    compute: Compute, tmp_path: Path
 ) -> None:
     # transformers stretches by the longest sequence of a call, so only its token-by-token decoding
     # has one answer; ours is the same for every way to cut a prompt.
     oracle = reference("llama, dynamic rope")
     oracle.config.max_position_embeddings = 8
     oracle = type(oracle)(oracle.config).eval()
-    loaded = load_saved(oracle, tmp_path)
-    model = Transformer(loaded.config, loaded.stored)
+    loaded = load_saved(oracle, tmp_path, compute)
+    model = decoder_of(loaded)
     cache, logits = None, []
     with torch.inference_mode():
         for position in range(LENGTH):
@@ -126,4 +154,4 @@ def test_dynamic_rope_beyond_the_trained_positions_equals_transformers_decoding(
     ours = paged_logits(model, PagedKv(loaded.config, 8, BLOCK_SIZE), TOKENS, BLOCKS, 7, LENGTH)
 
     assert loaded.config.max_positions == 16
-    assert_near(ours, torch.cat(logits), tolerance=1e-4)
+    assert_logits_near(ours, torch.cat(logits))
