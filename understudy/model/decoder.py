@@ -4,7 +4,7 @@
 what serves where no kernels can be compiled. `exact` keeps weights packed and multiplies float32 by
 float32; `fast` rounds activations to int8 before they meet quantised weights. In both, a row's
 result depends neither on the rest of its batch nor on the number of threads, where attention is
-compiled; a warning at load names families where it is not.
+compiled; a warning at load says where it is not.
 """
 
 import logging
@@ -93,9 +93,8 @@ def make_decoder(
     if is_compilable(config):
         return CompiledDecoder(config, weights, experts, is_exact=compute == "exact")
     LOG.warning(
-        "The attention of %s is not compiled: it runs in plain torch, so with the arithmetic %r a"
-        " token may differ in the last place, and so sometimes a choice, with what it is batched"
-        " with.",
+        "No compiled operator fits the attention of this %s model: it runs in plain torch, so with"
+        " the arithmetic %r a token may differ with what it is batched with.",
         config.family,
         compute,
     )

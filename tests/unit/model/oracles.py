@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from understudy.model.decoder import Compute, Decoder, make_decoder
+from understudy.model.decoder import Decoder
 from understudy.model.paged import PagedKv, PagedSequence
 from understudy.model.weights import LoadedModel, load_model
 
@@ -159,17 +159,10 @@ def generated(model: PreTrainedModel, tokens: Tensor, num_new: int = NUM_NEW) ->
     return both[0]
 
 
-def load_saved(
-    model: PreTrainedModel, directory: Path, compute: Compute = "reference"
-) -> LoadedModel:
+def load_saved(model: PreTrainedModel, directory: Path) -> LoadedModel:
     """Write a transformers model as its files are published, and load them."""
     model.save_pretrained(directory)
-    return load_model(directory, compute=compute)
-
-
-def decoder_of(loaded: LoadedModel) -> Decoder:
-    """Return the model in the arithmetic that it was loaded for."""
-    return make_decoder(loaded.config, loaded.stored, None, loaded.compute)
+    return load_model(directory)
 
 
 def paged_logits(
@@ -178,8 +171,8 @@ def paged_logits(
     """Return the logits of `tokens` from `start` on, computed in chunks that end at `ends`."""
     logits = []
     for end in ends:
-        sequence = PagedSequence(blocks, start, end - start)
         with torch.inference_mode():
+            sequence = PagedSequence(blocks, start, end - start)
             hidden = model.advance(tokens[start:end], kv, [sequence])
             logits.append(model.logits(hidden))
         start = end

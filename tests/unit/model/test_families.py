@@ -13,20 +13,18 @@ from tests.unit.model.oracles import (
     BLOCK_SIZE,
     CASES,
     decode,
-    decoder_of,
     generated,
     load_saved,
     paged_logits,
     reference,
 )
 from understudy.model.attention import PackedCausal
-from understudy.model.compiled import CompiledDecoder, is_compilable
-from understudy.model.decoder import Compute, Decoder
+from understudy.model.decoder import Decoder, make_decoder, resolve_compute
 from understudy.model.families import read_hf, write_hf
 from understudy.model.paged import PagedKv
 from understudy.model.safetensors_io import save_model
 from understudy.model.transformer import Transformer
-from understudy.model.weights import LoadedModel, load_model
+from understudy.model.weights import load_model
 
 LENGTH = 13
 TOKENS = torch.randint(3, 97, (LENGTH,), generator=torch.Generator().manual_seed(1))
@@ -35,7 +33,7 @@ BLOCKS = [6, 1, 3, 0, 7, 2]
 
 @dataclass(frozen=True)
 class Oracle:
-    """Published files, and what transformers makes of `TOKENS` with them."""
+    """What transformers makes of `TOKENS` with the weights that it saved."""
 
     directory: Path
     logits: Tensor
@@ -46,40 +44,34 @@ class Oracle:
 class Pair:
     """A loaded model and what transformers makes of `TOKENS` with the same weights."""
 
-    loaded: LoadedModel
     model: Decoder
     logits: Tensor
     continued: Tensor
 
     def new_kv(self) -> PagedKv:
-        return PagedKv(self.loaded.config, 8, BLOCK_SIZE)
+        return PagedKv(self.model.config, 8, BLOCK_SIZE)
 
 
 @pytest.fixture(scope="module", params=CASES)
 def oracle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Oracle:
     model, directory = reference(request.param), tmp_path_factory.mktemp("model")
-    load_saved(model, directory)
+    model.save_pretrained(directory)
     with torch.inference_mode():
         logits = model(TOKENS[None]).logits[0]
     return Oracle(directory, logits, generated(model, TOKENS))
 
 
 @pytest.fixture(scope="module", params=["reference", "exact"])
-def pair(oracle: Oracle, request: pytest.FixtureRequest) -> Pair:
-    loaded = load_model(oracle.directory, compute=request.param)
-    return Pair(loaded, decoder_of(loaded), oracle.logits, oracle.continued)
-
-
-def test_exact_is_compiled_for_grouped_attention(pair: Pair) -> None:
-    is_compiled = pair.loaded.compute == "exact" and is_compilable(pair.loaded.config)
-
-    assert isinstance(pair.model, CompiledDecoder) == is_compiled
+def pair(request: pytest.FixtureRequest, oracle: Oracle) -> Pair:
+    compute = resolve_compute(request.param)
+    loaded = load_model(oracle.directory, compute=compute)
+    model = make_decoder(loaded.config, loaded.stored, None, compute)
+    return Pair(model, oracle.logits, oracle.continued)
 
 
 def test_logits_of_a_whole_prompt_equal_transformers(oracle: Oracle) -> None:
     loaded = load_model(oracle.directory)
     model = Transformer(loaded.config, loaded.stored)
-
     with torch.inference_mode():
         hidden = model.forward(TOKENS, torch.arange(LENGTH), PackedCausal([LENGTH]))
         logits = model.logits(hidden)
@@ -133,17 +125,16 @@ def test_config_and_weights_survive_our_own_files(oracle: Oracle, tmp_path: Path
     assert all(torch.equal(again.weights[n], w) for n, w in loaded.weights.items())
 
 
-@pytest.mark.parametrize("compute", ["reference", "exact"])
 def test_dynamic_rope_beyond_the_trained_positions_equals_transformers_decoding(
-    compute: Compute, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
     # transformers stretches by the longest sequence of a call, so only its token-by-token decoding
     # has one answer; ours is the same for every way to cut a prompt.
     oracle = reference("llama, dynamic rope")
     oracle.config.max_position_embeddings = 8
     oracle = type(oracle)(oracle.config).eval()
-    loaded = load_saved(oracle, tmp_path, compute)
-    model = decoder_of(loaded)
+    loaded = load_saved(oracle, tmp_path)
+    model = Transformer(loaded.config, loaded.stored)
     cache, logits = None, []
     with torch.inference_mode():
         for position in range(LENGTH):

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from tests.unit.model.configs import STEP3
 from tests.unit.model.conftest import assert_logits_near
-from tests.unit.model.oracles import BLOCK_SIZE, decode, decoder_of, paged_logits
+from tests.unit.model.oracles import BLOCK_SIZE, decode, paged_logits
 from understudy.errors import FailedPrecondition
 from understudy.model.compiled import CompiledDecoder
-from understudy.model.decoder import Decoder
+from understudy.model.decoder import Decoder, make_decoder
 from understudy.model.families import read_hf, write_hf
 from understudy.model.paged import PagedKv
 from understudy.model.safetensors_io import write_file
@@ -53,7 +53,7 @@ def loaded(directory: Path) -> LoadedModel:
 @pytest.fixture(scope="module", params=["reference", "exact"])
 def model(directory: Path, request: pytest.FixtureRequest) -> Decoder:
     packed = load_model(directory, compute=request.param)
-    decoder = decoder_of(packed)
+    decoder = make_decoder(STEP3, packed.stored, None, packed.compute)
     assert isinstance(decoder, CompiledDecoder) == (request.param == "exact")
     return decoder
 
