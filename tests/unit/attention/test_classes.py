@@ -174,10 +174,10 @@ def test_a_tenant_with_long_answers_gets_fewer_turns_than_one_with_equal_prompts
     turns = []
     while len(turns) < 12:
         (sequence_id,) = step(scheduler)
-        sequence = next(s for s in scheduler.sequences() if s.key.sequence_id == sequence_id)
-        if len(sequence.tokens) - 8 == sequence.submission.params.max_tokens:
-            turns.append(sequence.submission.tenant)
-            scheduler.end(sequence)
+        one = next(s for s in scheduler.sequences() if s.key.sequence_id == sequence_id)
+        if len(one.tokens) - 8 == one.submission.params.max_tokens:
+            turns.append(one.submission.tenant)
+            scheduler.end(one)
     # A prompt of 8, and 8 further outputs that count twice: 24 against 8.
     assert turns == ["talker", "brief", "brief", "brief"] * 3
 
