@@ -56,6 +56,8 @@ class ServedModel:
     kv_digests: Mapping[str, bytes]
     """Config digest of KV by adapter name; the empty name is the bare model's."""
     max_context: int
+    compute: Compute
+    """The arithmetic, resolved for this machine."""
 
     @property
     def doubling_context(self) -> int:
@@ -107,6 +109,7 @@ def serve_model(
             for name, digest in digests.items()
         },
         max_context=min(limit, config.max_positions, num_blocks * settings.block_size),
+        compute=loaded.compute,
     )
 
 

@@ -22,6 +22,7 @@ from understudy.api.attention.v1 import attention_pb2, attention_pb2_grpc
 from understudy.api.types.v1 import types_pb2
 from understudy.errors import Internal, InvalidArgument, UnderstudyError
 from understudy.grammar import GrammarKind, GrammarSource
+from understudy.model.decoder import Compute
 from understudy.rpc import error_to_proto, to_seconds
 
 SERVICE: Final = attention_pb2.DESCRIPTOR.services_by_name["AttentionService"].full_name
@@ -36,6 +37,11 @@ logger = logging.getLogger(__name__)
 _FINISH_REASONS: Final = {
     FinishReason.STOP: types_pb2.FINISH_REASON_STOP,
     FinishReason.LENGTH: types_pb2.FINISH_REASON_LENGTH,
+}
+_ARITHMETICS: Final[dict[Compute, attention_pb2.Arithmetic.ValueType]] = {
+    "exact": attention_pb2.ARITHMETIC_EXACT,
+    "fast": attention_pb2.ARITHMETIC_FAST,
+    "reference": attention_pb2.ARITHMETIC_REFERENCE,
 }
 _GRAMMAR_KINDS: Final[dict[int, GrammarKind]] = {
     types_pb2.Grammar.KIND_LARK: "lark",
@@ -99,6 +105,8 @@ class AttentionServicer(attention_pb2_grpc.AttentionServiceServicer):
             vocab_size=info.vocab_size,
             vocabulary_digest=info.vocabulary_digest,
             backlog_tokens=info.backlog_tokens,
+            arithmetic=_ARITHMETICS[info.compute],
+            is_batch_independent=info.is_batch_independent,
         )
 
     async def Drain(  # noqa: N802

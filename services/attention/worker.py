@@ -28,6 +28,7 @@ from services.attention.settings import AttentionSettings
 from services.attention.sharing import ChainKeys, KvTier, Sharing
 from understudy.errors import Aborted, Unavailable, UnderstudyError
 from understudy.grammar import GrammarSource
+from understudy.model.decoder import Compute
 from understudy.serving import HealthState
 from understudy.telemetry import tracer
 
@@ -50,6 +51,8 @@ class WorkerInfo:
     is_disaggregated: bool
     vocab_size: int
     vocabulary_digest: bytes
+    compute: Compute
+    is_batch_independent: bool
 
 
 class AttentionWorker:
@@ -149,6 +152,8 @@ class AttentionWorker:
             is_disaggregated=self._settings.ffn == "remote",
             vocab_size=config.vocab_size,
             vocabulary_digest=served.vocabulary.digest,
+            compute=served.compute,
+            is_batch_independent=served.model.is_batch_independent,
         )
 
     def _tell_health(self) -> None:

@@ -30,7 +30,7 @@ from understudy.rpc import open_channel
 from understudy.serving import HealthState, ServingSettings, start_service
 
 PROMPTS = ([65, 66, 67], list(range(40, 75)), [80 - index for index in range(20)])
-MIXTURES = ("qwen2_moe", "qwen3_moe", "deepseek_v3", "longcat_flash", "step3_text")
+MIXTURES = ("qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3", "longcat_flash", "step3_text")
 
 
 def _write(directory: Path, config: ModelConfig) -> LoadedModel:

@@ -62,6 +62,8 @@ class _Storage:
 class CompiledDecoder:
     """`Decoder` over packed weights. For inference, inside `torch.inference_mode()`."""
 
+    is_batch_independent = True
+
     def __init__(
         self,
         config: ModelConfig,

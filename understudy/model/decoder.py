@@ -3,7 +3,8 @@
 `reference` is plain torch over float32 (or 16-bit) tensors: what every other mode is held to, and
 what serves where no kernels can be compiled. `exact` keeps weights packed and multiplies float32 by
 float32; `fast` rounds activations to int8 before they meet quantised weights. In both, a row's
-result depends neither on the rest of its batch nor on the number of threads.
+result depends neither on the rest of its batch nor on the number of threads, where attention is
+compiled; a warning at load says where it is not.
 """
 
 import logging
@@ -29,6 +30,11 @@ class Decoder(Protocol):
     """One forward over the sequences of a step, and the choice of their next tokens."""
 
     config: ModelConfig
+
+    @property
+    def is_batch_independent(self) -> bool:
+        """Whether a row's bits depend neither on its batch nor on the number of threads."""
+        ...
 
     def advance(
         self,
@@ -86,6 +92,12 @@ def make_decoder(
     load()
     if is_compilable(config):
         return CompiledDecoder(config, weights, experts, is_exact=compute == "exact")
+    LOG.warning(
+        "No compiled operator fits the attention of this %s model: it runs in plain torch, so with"
+        " the arithmetic %r a token may differ with what it is batched with.",
+        config.family,
+        compute,
+    )
     return Transformer(config, weights, experts)
 
 

@@ -61,6 +61,9 @@ class _Sublayer:
 class Transformer:
     """A decoder over checked weights under canonical names."""
 
+    # How torch adds up a row may depend on how many rows there are.
+    is_batch_independent = False
+
     def __init__(
         self, config: ModelConfig, weights: Weights, experts: Experts | None = None
     ) -> None:

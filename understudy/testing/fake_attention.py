@@ -85,6 +85,8 @@ class FakeAttention(attention_pb2_grpc.AttentionServiceServicer):
             block_size_tokens=16,
             vocab_size=tokenizer.vocab_size,
             vocabulary_digest=tokenizer.vocabulary_digest,
+            arithmetic=attention_pb2.ARITHMETIC_EXACT,
+            is_batch_independent=True,
         )
         self._released = asyncio.Event()
         self._changed = asyncio.Condition()

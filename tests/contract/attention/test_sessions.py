@@ -265,6 +265,8 @@ async def test_info_tells_model_capacity_and_load(worker: Running):
     assert info.max_context_tokens == 512
     assert info.position_parameters > 0
     assert not info.is_disaggregated
+    assert info.arithmetic == attention_pb2.ARITHMETIC_EXACT
+    assert info.is_batch_independent
 
 
 async def test_two_routers_may_use_the_same_ids(worker: Running):

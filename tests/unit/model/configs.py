@@ -28,6 +28,11 @@ FINE = replace(
         group_score="top2",
     ),
 )
+DEEPSEEK_V2 = replace(
+    FINE,
+    family="deepseek_v2",
+    gate=GateRule(is_normalised=False, scale=1.5, num_groups=4, num_top_groups=2),
+)
 LONGCAT = replace(
     FINE,
     family="longcat_flash",
@@ -82,6 +87,7 @@ ALL: dict[str, ModelConfig] = {
     "qwen3": QWEN3,
     "qwen2_moe": QWEN2_MOE,
     "qwen3_moe": QWEN3_MOE,
+    "deepseek_v2": DEEPSEEK_V2,
     "deepseek_v3": FINE,
     "longcat_flash": LONGCAT,
     "step3_text": STEP3,

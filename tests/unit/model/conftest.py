@@ -35,6 +35,13 @@ def assert_near(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> No
     assert (excess <= tolerance).all(), f"off by {excess.max().item():.3g} beyond the relative part"
 
 
+def assert_logits_near(actual: Tensor, expected: Tensor) -> None:
+    """Hold logits to 1e-4, whatever their size."""
+    assert actual.shape == expected.shape
+    worst = (actual - expected).abs().max().item()
+    assert worst <= 1e-4, f"off by {worst:.3g}"
+
+
 DENSE = ModelConfig(
     family="llama",
     vocab_size=97,

