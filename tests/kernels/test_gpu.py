@@ -12,6 +12,7 @@ from torch import Tensor
 from tests.kernels.builders import ALL_FORMATS, normal, weight
 from tests.kernels.gpu_cases import Case, cases
 from understudy_kernels import Format, PackedLinear, ops
+from understudy_kernels.loading import _register_gpu
 from understudy_kernels.reference import REFERENCE
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +54,15 @@ def test_every_operator_has_cases() -> None:
     from understudy_kernels.gpu import GPU
 
     assert {name for name, _ in CASES} == set(GPU)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="load() has registered them")
+def test_every_operator_is_registered_for_a_gpu() -> None:
+    pytest.importorskip("triton", reason="this build of torch comes without Triton")
+    library = _register_gpu()
+    for name in REFERENCE:
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"understudy::{name}", "CUDA")
+    del library
 
 
 @pytest.mark.gpu
