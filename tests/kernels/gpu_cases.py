@@ -180,10 +180,12 @@ def _rotation(
 
 
 def samplings() -> Iterator[Case]:
-    """Every way of keeping less than everything, over small and whole vocabularies."""
+    """Ways of keeping less than everything, over small and whole vocabularies."""
     kept = list(product((0.0, 1e-6, 0.3, 1.0, 2.5), (0, 1, 50, 10**6), (1e-9, 0.1, 0.9, 1.0)))
-    columns = [list(column) for column in zip(*kept, strict=True)]
-    for vocab_size, is_masked in product((1, 2, 31, 700), (False, True)):
+    places = list(product((700, 31, 2, 1), (False, True)))
+    for place, (vocab_size, is_masked) in enumerate(places):
+        some = kept[place :: len(places)]  # an eighth each: rows are slow to interpret
+        columns = [list(column) for column in zip(*some, strict=True)]
         yield "sample_tokens", _sampling(vocab_size, 2.0, is_masked, *columns)
     yield (
         "sample_tokens",

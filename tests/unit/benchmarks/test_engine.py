@@ -1,9 +1,11 @@
 """What `benchmarks.engine` can be asked for, and how its tables say it."""
 
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import engine
 from benchmarks.engine_memory import Memory, memory_table, wait_for_port
@@ -42,6 +44,15 @@ def test_a_scenario_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit):
         engine.main(["--only", "4 sequences"])
     assert "no scenario's name contains '4 sequences'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["engine", "kernels"])
+def test_a_gpu_that_is_not_there_is_refused_in_a_sentence(
+    name: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="There is no GPU that this torch"):
+        import_module(f"benchmarks.{name}").main(["--device", "cuda"])
 
 
 def test_rounds_are_as_given_and_fewer_when_quick():

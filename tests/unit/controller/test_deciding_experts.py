@@ -6,7 +6,7 @@ from services.controller.scaling.deciding import decide
 from services.controller.scaling.history import History
 from services.controller.scaling.rules import PartRules, PoolRules, ScalingRules
 from services.controller.scaling.signals import Part, PoolSignals, Signals
-from tests.unit.controller.pools import WINDOW_S, experts_load, load, pods, rules
+from tests.unit.controller.pools import POOL, WINDOW_S, experts_load, load, pods, rules
 
 NOW_S = 8 * WINDOW_S
 

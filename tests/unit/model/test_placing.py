@@ -145,12 +145,12 @@ def test_nor_does_an_expert_worker(config: ModelConfig, compute: Compute, tmp_pa
 
 
 def test_weights_and_adapters_are_brought_to_the_device_once(tmp_path: Path) -> None:
-    model = loaded(DENSE, tmp_path, "exact")
+    model = loaded(replace(DENSE, num_ffn_shards=1), tmp_path, "exact")
     there = place_weights(model.stored, META)
     name = "model.layers.0.self_attn.q_proj.weight"
     assert there[name] is there[name]
     assert set(there) == set(model.stored)
-    assert make_decoder(DENSE, there, None, "exact").config is DENSE
+    assert make_decoder(model.config, there, None, "exact").config is model.config
     assert place_weights(model.stored, CPU)[name] is model.stored[name]
     adapter = prepare_adapter(trained_adapter(DENSE), "exact")
     moved = place_adapter(adapter, META)
