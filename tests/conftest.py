@@ -9,14 +9,16 @@ from xdist.scheduler import LoadFileScheduling
 settings.register_profile("understudy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("understudy")
 
-LIVE_PLATFORM = "tests/integration/test_platform_"
+TOGETHER = ("tests/integration/test_platform_", "tests/cluster/test_platform", "tests/cluster/")
+"""How the names of tests begin that share a live platform, or a release; the first one counts."""
 
 
 class FilesTogether(LoadFileScheduling):
-    """A file's tests run on one worker, and so do all that share the one live platform."""
+    """A file's tests run on one worker, and so do all that share what took long to start."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return LIVE_PLATFORM if nodeid.startswith(LIVE_PLATFORM) else super()._split_scope(nodeid)
+        shared = (begin for begin in TOGETHER if nodeid.startswith(begin))
+        return next(shared, None) or super()._split_scope(nodeid)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -1,8 +1,8 @@
 """A namespace for each test, in the cluster that `make test-cluster` runs the tests in.
 
 Outside of a cluster nothing here is collected: these tests have a target of their own. They run in
-two processes at once, since most of them wait most of the time: `LOADED` holds the modules that
-change a release under load, one after the other, and the second process has all others.
+two processes at once, since most of them wait most of the time: one has the modules that change a
+release under load, the other one all the rest.
 """
 
 import os
@@ -18,7 +18,6 @@ from tests.cluster.release import TRACES_PORT, Release, Values, install, trace_s
 from tests.cluster.weights import fetched_values, weights_store
 
 STATE = "CLUSTER_STATE"
-LOADED = ("test_platform", "test_platform_load")
 ORDER = (
     "test_control_plane",
     "test_machine",
@@ -27,7 +26,8 @@ ORDER = (
     "test_services",
     "test_secured",
     "test_sizing",
-    *LOADED,
+    "test_platform",
+    "test_platform_load",
 )
 collect_ignore_glob = [] if STATE in os.environ else ["test_*.py"]
 
@@ -61,16 +61,11 @@ def kube(installing: Future[Release]) -> Iterator[Kube]:
     made.delete_namespace()
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each process its modules, in an order that lets releases be installed meanwhile."""
-    if STATE not in os.environ:
-        return
-    places = {stem: place for place, stem in enumerate(ORDER)}
-    items.sort(key=lambda item: places.get(item.path.stem, -1))
-    for item in items:
-        group = "loaded" if item.path.stem in LOADED else "others"
-        item.add_marker(pytest.mark.xdist_group(group))
+    """Have the tests without a release first: one is installed meanwhile."""
+    if STATE in os.environ:
+        places = {stem: place for place, stem in enumerate(ORDER)}
+        items.sort(key=lambda item: places.get(item.path.stem, -1))
 
 
 @pytest.fixture(scope="session")
