@@ -92,13 +92,13 @@ def installing(request: pytest.FixtureRequest) -> Iterator[Future[Release]]:
         yield Future()
         return
     with ThreadPoolExecutor(1) as worker:
-        yield worker.submit(install, "secured", secured, weights_store)
+        yield worker.submit(install, Release(Kube("secured"), "secured"), secured, weights_store)
 
 
 @pytest.fixture(scope="session")
 def release(values: Values) -> Release:
     """The laptop's preset; it ends with the cluster."""
-    return install("platform", values, trace_store)
+    return install(Release(Kube("platform")), values, trace_store)
 
 
 @pytest.fixture(scope="module")
