@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy.cluster.machine import BESIDE_BYTES, available_bytes
 from tests.cluster.kube import Kube
 from tests.cluster.release import TRACES_PORT, Release, Values, install, trace_store
 from tests.cluster.weights import fetched_values, weights_store
@@ -34,6 +35,12 @@ collect_ignore_glob = [] if STATE in os.environ else ["test_*.py"]
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cluster: needs the cluster of `make test-cluster`")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Take one process where there is no memory for two."""
+    return 2 if available_bytes() >= BESIDE_BYTES else 1
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
