@@ -35,13 +35,17 @@ class Question:
 class Told:
     """One stream from its request to its end."""
 
-    began_s: float
     question: Question
     pool: str
     answer: str
     num_tokens: int
     gap_s: float
     """Longest time without an event, the wait for the first one included."""
+    trace_id: str
+    began_s: float
+    """When it was asked, by the monotonic clock."""
+    stream: int = 0
+    """Which of the streams of a load."""
 
 
 def questions() -> tuple[Question, ...]:
@@ -68,34 +72,45 @@ class Load:
     told: list[Told] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     _streams: list[Future[None]] = field(default_factory=list)
+    _num_kept: int = 0
     _is_over: threading.Event = field(default_factory=threading.Event)
 
     def start(self, pool: ThreadPoolExecutor, num_streams: int) -> None:
         """Start streams, each at another question."""
         step = max(len(self.questions) // num_streams, 1)
-        self._streams = [pool.submit(self._work, index * step) for index in range(num_streams)]
+        self._num_kept = num_streams
+        self._streams = [
+            pool.submit(self._work, index, index * step) for index in range(num_streams)
+        ]
+
+    def keep(self, num_streams: int) -> None:
+        """Let all streams but so many end with the answer that they are at."""
+        self._num_kept = num_streams
+        self._streams = self._streams[:num_streams]
 
     def end(self) -> None:
         """Ask nothing more; what runs is read to its end."""
         self._is_over.set()
 
     def go_on(self) -> None:
-        """Wait until every question has been asked and answered anew."""
-        now_s = time.monotonic()
+        """Wait until every stream asked something and had its answer, and so had every question."""
+        start, began_s = len(self.told), time.monotonic()
 
         def is_reached() -> bool:
-            self._check_streams()
-            asked = {one.question for one in list(self.told) if one.began_s >= now_s}
-            return asked == set(self.questions) or bool(self.errors)
+            self._check()
+            told = [one for one in self.told[start:] if one.began_s >= began_s]
+            streams, asked = {one.stream for one in told}, {one.question for one in told}
+            is_whole = streams >= set(range(len(self._streams))) and asked == set(self.questions)
+            return is_whole or bool(self.errors)
 
-        wait_until(is_reached, "every question to be asked anew", TIMEOUT_S)
+        wait_until(is_reached, "every stream and question to go on", TIMEOUT_S)
 
     def wait_for(self, num_streams: int) -> None:
         """Wait until so many more streams have ended."""
         until = self._num_ended() + num_streams
 
         def is_reached() -> bool:
-            self._check_streams()
+            self._check()
             return self._num_ended() >= until
 
         wait_until(is_reached, "streams to end", TIMEOUT_S)
@@ -111,7 +126,7 @@ class Load:
         """Return the longest time that a stream stood still, of those that ended since."""
         return max(one.gap_s for one in self.told[start:])
 
-    def _check_streams(self) -> None:
+    def _check(self) -> None:
         for stream in self._streams:
             if stream.done():
                 stream.result()
@@ -119,23 +134,23 @@ class Load:
     def _num_ended(self) -> int:
         return len(self.told) + len(self.errors)
 
-    def _work(self, turn: int) -> None:
+    def _work(self, stream: int, turn: int) -> None:
         with Client(self.address, api_key=self.api_key, timeout_s=TIMEOUT_S) as client:
-            while not self._is_over.is_set():
+            while not self._is_over.is_set() and stream < self._num_kept:
                 question = self.questions[turn % len(self.questions)]
                 turn += 1
                 try:
-                    self.told.append(ask(client, question))
+                    self.told.append(ask(client, question, stream))
                 except UnderstudyError as error:
                     self.errors.append(f"{question.model}: {type(error).__name__}: {error}")
 
 
-def ask(client: Client, question: Question) -> Told:
+def ask(client: Client, question: Question, stream_number: int = 0) -> Told:
     """Read one stream to its end."""
     messages = [{"role": "user", "content": question.text}]
     tools = find_workload("snips").tools if question.has_tools else ()
-    began_s = last_s = time.monotonic()
-    gap_s, pieces = 0.0, []
+    began_s = time.monotonic()
+    gap_s, last_s, pieces = 0.0, began_s, []
     finished: Finished | None = None
     with client.generate(
         messages=messages, model=question.model, tools=tools, max_tokens=question.max_tokens
@@ -149,8 +164,16 @@ def ask(client: Client, question: Question) -> Told:
             elif isinstance(event, Finished):
                 finished = event
     assert finished is not None
-    num_tokens = finished.usage.completion_tokens
-    return Told(began_s, question, finished.decision.pool, "".join(pieces), num_tokens, gap_s)
+    return Told(
+        question,
+        finished.decision.pool,
+        "".join(pieces),
+        finished.usage.completion_tokens,
+        gap_s,
+        finished.decision.trace_id,
+        began_s,
+        stream_number,
+    )
 
 
 @contextmanager
