@@ -47,7 +47,7 @@ test: ## Run every test with branch coverage
 	@$(PY) deploy/tools/run_tests.py
 
 test-cluster: setup ## Install the chart on a real control plane, as processes, and test it (ARGS="-k drain")
-	@$(PY) -m deploy.cluster run $(PY) -m pytest -m cluster tests/cluster -n 2 --dist loadgroup $(ARGS)
+	@$(PY) -m deploy.cluster run $(PY) -m pytest -m cluster tests/cluster -n auto --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 bench: $(VENV)/.installed ## Measure the kernels against torch, side by side
 	@$(PY) -m benchmarks.kernels

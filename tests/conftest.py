@@ -17,18 +17,26 @@ settings.load_profile("understudy")
 if TYPE_CHECKING:
     from tests.integration.control_plane import ControlPlane
 
-LIVE_PLATFORM = "tests/integration/test_platform_"
-API_SERVER = ("tests/chart/test_api_server", "tests/integration/test_controller_cluster")
+TOGETHER = (
+    "tests/integration/test_platform_",
+    "tests/chart/test_api_server",
+    "tests/integration/test_controller_cluster",
+    "tests/cluster/test_platform",
+    "tests/cluster/",
+)
+"""How the names of tests begin that share a live platform, an API server, or a release; the first
+one counts."""
+API_SERVER = TOGETHER[1:3]
 
 
 class FilesTogether(LoadFileScheduling):
-    """A file's tests run on one worker, and so do all that share a platform or an API server."""
+    """A file's tests run on one worker, and so do all that share what took long to start."""
 
     def _split_scope(self, nodeid: str) -> str:
-        for shared in (LIVE_PLATFORM, API_SERVER):
-            if nodeid.startswith(shared):
-                return str(shared)
-        return super()._split_scope(nodeid)
+        shared = next((begin for begin in TOGETHER if nodeid.startswith(begin)), None)
+        if shared is None:
+            return str(super()._split_scope(nodeid))
+        return "API server" if shared in API_SERVER else shared
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,8 @@ from deploy.tools.build_helm import find_helm
 
 NEEDED_BYTES: Final = 7 << 30
 """Memory of the tests at their widest: control plane, four attention and two expert workers."""
+BESIDE_BYTES: Final = 9 << 30
+"""Memory of the tests in two processes, with a second release beside that one."""
 _GIB: Final = 1 << 30
 _AVAILABLE: Final = Path("/proc/meminfo")
 _LIMITS: Final = (
@@ -29,7 +31,7 @@ def check_machine(environ: Mapping[str, str]) -> None:
         raise RunError(
             "Helm 3.14 or newer is missing: `make setup` builds it where Go is installed"
         )
-    available = memory_bytes(_AVAILABLE, _LIMITS)
+    available = available_bytes()
     if available < NEEDED_BYTES:
         raise RunError(
             f"{available / _GIB:.1f} GiB of memory are available; the tests take "
@@ -37,6 +39,11 @@ def check_machine(environ: Mapping[str, str]) -> None:
         )
     with tempfile.TemporaryDirectory() as folder:
         _try_out(Path(folder))
+
+
+def available_bytes() -> int:
+    """Return the memory that programs may still take here."""
+    return memory_bytes(_AVAILABLE, _LIMITS)
 
 
 def memory_bytes(available: Path, limits: tuple[Path, ...]) -> int:

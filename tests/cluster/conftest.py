@@ -1,8 +1,8 @@
 """A namespace for each test, in the cluster that `make test-cluster` runs the tests in.
 
 Outside of a cluster nothing here is collected: these tests have a target of their own. They run in
-two processes at once, since most of them wait most of the time: `LOADED` holds the modules that
-change a release under load, one after the other, and the second process has all others.
+two processes at once, since most of them wait most of the time: one has the modules that change a
+release under load, the other one all the rest.
 """
 
 import os
@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from deploy.cluster.machine import BESIDE_BYTES, available_bytes
 from tests.cluster.kube import Kube
 from tests.cluster.release import TRACES_PORT, Release, Values, install, trace_store
 from tests.cluster.weights import fetched_values, weights_store
 
 STATE = "CLUSTER_STATE"
-LOADED = ("test_platform", "test_platform_load")
 ORDER = (
     "test_control_plane",
     "test_machine",
@@ -27,13 +27,20 @@ ORDER = (
     "test_services",
     "test_secured",
     "test_sizing",
-    *LOADED,
+    "test_platform",
+    "test_platform_load",
 )
 collect_ignore_glob = [] if STATE in os.environ else ["test_*.py"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cluster: needs the cluster of `make test-cluster`")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Take one process where there is no memory for two."""
+    return 2 if available_bytes() >= BESIDE_BYTES else 1
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -61,16 +68,11 @@ def kube(installing: Future[Release]) -> Iterator[Kube]:
     made.delete_namespace()
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each process its modules, in an order that lets releases be installed meanwhile."""
-    if STATE not in os.environ:
-        return
-    places = {stem: place for place, stem in enumerate(ORDER)}
-    items.sort(key=lambda item: places.get(item.path.stem, -1))
-    for item in items:
-        group = "loaded" if item.path.stem in LOADED else "others"
-        item.add_marker(pytest.mark.xdist_group(group))
+    """Have the tests without a release first: one is installed meanwhile."""
+    if STATE in os.environ:
+        places = {stem: place for place, stem in enumerate(ORDER)}
+        items.sort(key=lambda item: places.get(item.path.stem, -1))
 
 
 @pytest.fixture(scope="session")
@@ -97,13 +99,13 @@ def installing(request: pytest.FixtureRequest) -> Iterator[Future[Release]]:
         yield Future()
         return
     with ThreadPoolExecutor(1) as worker:
-        yield worker.submit(install, "secured", secured, weights_store)
+        yield worker.submit(install, Release(Kube("secured"), "secured"), secured, weights_store)
 
 
 @pytest.fixture(scope="session")
 def release(values: Values) -> Release:
     """The laptop's preset; it ends with the cluster."""
-    return install("platform", values, trace_store)
+    return install(Release(Kube("platform")), values, trace_store)
 
 
 @pytest.fixture(scope="module")

@@ -64,32 +64,36 @@ def address(kube: Kube, port: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """One release in one namespace."""
+    """One release in one namespace; its objects are named alike whatever its own name is."""
 
     kube: Kube
+    name: str = RELEASE
 
     def change(self, values: Values) -> None:
         """Install, or upgrade to, the laptop's preset with further values; wait for all pods."""
         files = (f"--values={LAPTOP}", "--values=-")
         wait = ("--wait", f"--timeout={START_TIMEOUT_S}s")
-        arguments = ("upgrade", "--install", RELEASE, str(CHART), *files, *wait)
-        helm(self.kube, *arguments, stdin=yaml.safe_dump(dict(values)))
+        arguments = ("upgrade", "--install", self.name, str(CHART), *files, *wait)
+        helm(self.kube, *arguments, stdin=yaml.safe_dump(self._named(values)))
+
+    def _named(self, values: Values) -> dict[str, object]:
+        own = {} if self.name == RELEASE else {"fullnameOverride": RELEASE}
+        return {**own, **values}
 
     def test(self) -> str:
         """Run `helm test`; return what Helm and the pod said."""
-        return helm(self.kube, "test", RELEASE, "--logs", f"--timeout={START_TIMEOUT_S}s")
+        return helm(self.kube, "test", self.name, "--logs", f"--timeout={START_TIMEOUT_S}s")
 
     def rendered(self, values: Values) -> list[Any]:
         """Return the manifests that these values would make of the release."""
         files = (f"--values={LAPTOP}", "--values=-")
-        text = helm(
-            self.kube, "template", RELEASE, str(CHART), *files, stdin=yaml.safe_dump(dict(values))
-        )
+        arguments = ("template", self.name, str(CHART), *files)
+        text = helm(self.kube, *arguments, stdin=yaml.safe_dump(self._named(values)))
         return [found for found in yaml.safe_load_all(text) if found]
 
     def remove(self) -> None:
         """Uninstall the release and delete its namespace; nothing waits for the end of it."""
-        helm(self.kube, "uninstall", RELEASE)
+        helm(self.kube, "uninstall", self.name)
         self.kube.delete_namespace()
 
     def api_key(self) -> str:
@@ -131,10 +135,9 @@ class Release:
 
 
 def install(
-    namespace: str, values: Values, prepare: Callable[[Kube], None] | None = None
+    made: Release, values: Values, prepare: Callable[[Kube], None] | None = None
 ) -> Release:
     """Install the laptop's preset into a namespace that enforces the restricted standard."""
-    made = Release(Kube(namespace))
     made.kube.create_namespace()
     if prepare is not None:
         prepare(made.kube)

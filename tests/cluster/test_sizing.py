@@ -5,7 +5,7 @@ The tests go on from one another, as an operator does; nothing else is asked mea
 
 import pytest
 
-from tests.cluster.kube import wait_until
+from tests.cluster.kube import Kube, wait_until
 from tests.cluster.release import (
     RELEASE,
     START_TIMEOUT_S,
@@ -37,7 +37,7 @@ SLEEPY = {
 @pytest.fixture(scope="module")
 def sized() -> Release:
     """The laptop's preset; it ends with the cluster."""
-    return install("sized", VALUES)
+    return install(Release(Kube("sized"), "sized"), VALUES)
 
 
 def has(release: Release, kind: str, part: str) -> bool:
@@ -84,7 +84,7 @@ def test_a_pool_that_sleeps_is_woken_by_the_next_request(sized: Release) -> None
 
 def test_a_rollback_brings_the_workloads_of_the_first_revision_back(sized: Release) -> None:
     timeout = f"--timeout={START_TIMEOUT_S}s"
-    helm(sized.kube, "rollback", RELEASE, "1", "--wait", timeout)
+    helm(sized.kube, "rollback", sized.name, "1", "--wait", timeout)
     assert has(sized, "statefulset", "llm-experts")
     assert not has(sized, "deployment", "llm-experts")
     assert "answered by" in sized.test()
