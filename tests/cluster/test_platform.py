@@ -10,7 +10,7 @@ import pytest
 from openai import OpenAI
 from prometheus_client.parser import text_string_to_metric_families
 
-from deploy.telemetry.schema import CALLER, load_schema
+from deploy.telemetry.schema import load_schema
 from tests.cluster.release import (
     RELEASE,
     Release,
@@ -20,6 +20,7 @@ from tests.cluster.release import (
     merged,
     spans_file,
 )
+from tests.telemetry.edges import edges_of
 from understudy import Client
 from understudy.cli.waterfall import COMPLETE, await_trace
 from understudy.client.results import Answer
@@ -143,15 +144,7 @@ def test_the_trace_of_an_escalation_contains_exactly_the_allowed_edges(
     trace_ids = [answer.decision.trace_id for answer in answers["llm"]]
     trace = await_trace(path, trace_ids, COMPLETE, CALL_TIMEOUT_S)
     assert trace is not None
-    known = {span.span_id: span for span in trace.spans}
-    seen = set()
-    for span in trace.spans:
-        above = known.get(span.parent_id)
-        parent = CALLER if above is None else above.name
-        assert parent in schema.spans[span.name].parents
-        source = CALLER if above is None else above.service.partition("-")[0]
-        seen.add((source, span.service.partition("-")[0]))
-    assert {edge for edge in seen if edge[0] != edge[1]} == schema.traced_edges()
+    assert edges_of([trace], schema) == schema.traced_edges()
 
 
 def test_every_endpoint_of_a_pod_monitor_is_scraped(release: Release, values: Values) -> None:
