@@ -45,7 +45,7 @@ class PagedKv:
         return kv_planes.stack_planes(self._storage, self._config, self.block_size, self._dtype)
 
     def export_block(self, block: int) -> bytes:
-        """Return one block as bytes `[layer][entry][token][head][width]` in the KV's dtype."""
+        """Return one block as bytes `[layer][entry][head][token][width]` in the KV's dtype."""
         self._check(block)
         return self._storage[block].numpy().tobytes()
 

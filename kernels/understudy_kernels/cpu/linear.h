@@ -171,10 +171,9 @@ void linear_fast(const Linear& linear, const QuantisedBlock* x, int64_t num_rows
 }
 
 // sums[t][c] += x[t][k] * panel[k][c] for k ascending: the one float32 product of this library.
-template <int kRows, int kColumns>
-INLINE void multiply_tile(const float* x, int64_t x_stride, const float* panel,
-                          int64_t panel_stride, int64_t column_stride, int64_t depth, float* sums,
-                          int64_t sums_stride) {
+template <int kRows, int kColumns, class T>
+INLINE void multiply_tile(const float* x, int64_t x_stride, const T* panel, int64_t panel_stride,
+                          int64_t column_stride, int64_t depth, float* sums, int64_t sums_stride) {
   Floats tile[kRows][kColumns];
 #pragma GCC unroll 16
   for (int t = 0; t < kRows; ++t) {
@@ -198,8 +197,8 @@ INLINE void multiply_tile(const float* x, int64_t x_stride, const float* panel,
 }
 
 // As many columns side by side as give every sum time to be ready for its next product.
-template <int kRows>
-INLINE void multiply_some(int64_t num_rows, const float* x, int64_t x_stride, const float* panel,
+template <int kRows, class T>
+INLINE void multiply_some(int64_t num_rows, const float* x, int64_t x_stride, const T* panel,
                           int64_t panel_stride, int64_t column_stride, int64_t num_columns,
                           int64_t depth, float* sums, int64_t sums_stride) {
   if (num_rows == kRows) {
@@ -220,7 +219,8 @@ INLINE void multiply_some(int64_t num_rows, const float* x, int64_t x_stride, co
 }
 
 // Panels of 16 outputs lie `column_stride` apart, their sums side by side.
-void multiply_columns(const float* x, int64_t x_stride, const float* panel, int64_t panel_stride,
+template <class T>
+void multiply_columns(const float* x, int64_t x_stride, const T* panel, int64_t panel_stride,
                       int64_t column_stride, int64_t num_columns, int64_t depth, float* sums,
                       int64_t sums_stride, int64_t num_rows) {
   for (int64_t t = 0, count; t < num_rows; t += count) {
