@@ -1,7 +1,7 @@
 // Attention of a few queries over one tile: each lane is a token, so that one query fills them all.
 #pragma once
 #include "cached.h"
-#include "linear.h"
+#include "linear_exact.h"
 
 namespace understudy {
 namespace {
