@@ -5,7 +5,7 @@
     104 tokens u32        108 zero u32        112 payload length u64
     120 XXH3-128 over the header before it and the payload
 
-The payload is [layer][entry][token][head][dim], the entries being keys and values, or latents and
+The payload is [layer][entry][head][token][dim], the entries being keys and values, or latents and
 rotated keys; after an int8 entry come its scales. The checksum finds damage; who may write is the
 matter of Redis access lists, and a reader that is asked for one hash accepts no other.
 """

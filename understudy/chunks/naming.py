@@ -17,7 +17,7 @@ from understudy.errors import InvalidArgument
 HASH_BYTES: Final = 32
 MAX_CHAIN_HASHES: Final = 4096
 """Hashes of one look-up or read; whoever has more asks for the first of them."""
-LAYOUT: Final = "layer-kv-token-head-dim"
+LAYOUT: Final = "layer-kv-head-token-dim"
 _FORMAT: Final = "kv1"
 _KEY_DIGEST_HEX: Final = 24
 _TENANT: Final = re.compile(r"[a-z0-9-]{1,63}")

@@ -58,7 +58,7 @@ class PagedKv:
         return self._planes[layer]
 
     def export_block(self, block: int) -> bytes:
-        """Return one block as bytes `[layer][entry][token][head][width]` in the KV's dtype."""
+        """Return one block as bytes `[layer][entry][head][token][width]` in the KV's dtype."""
         self._check(block)
         return self._storage[block].to(CPU).numpy().tobytes()
 

@@ -126,7 +126,7 @@ INLINE void end_split(const Cache& c, const AttentionTask& task, int64_t num_que
 void attend(const Attention& a, const AttentionTask& task) {
   const Cache& c = a.cache;
   const int64_t width = padded(c.value_dim), num_queries = task.num_rows * task.num_heads;
-  const bool is_few = num_queries <= kExactTile;
+  const bool is_few = num_queries <= kFewQueries;
   const int64_t num_held = is_few ? num_queries : padded(num_queries);
   Workspace w;
   float* memory = static_cast<float*>(__builtin_malloc(workspace_floats(c) * sizeof(float)));

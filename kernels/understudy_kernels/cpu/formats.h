@@ -111,6 +111,17 @@ INLINE int sub_of(int64_t block) {
   return static_cast<int>(block % F::kBlocks);
 }
 
+template <class F, int kByte>
+INLINE Floats byte_value(Ints quad) {
+  if constexpr (F::kKind == kSigned8) return signed_byte<kByte>(quad);
+  return unsigned_byte<kByte>(quad);
+}
+template <class F>
+INLINE Floats weight_of(Floats value, const Scales& s, int half) {
+  if constexpr (F::kKind == kSigned8) return multiply(value, s.scale[half]);
+  return fma(value, s.scale[half], s.offset[half]);
+}
+
 // Writes weights of one block as floats (32, 16).
 template <class F>
 INLINE void dequantise(const uint8_t* group, int64_t block, float* panel) {
@@ -122,21 +133,12 @@ INLINE void dequantise(const uint8_t* group, int64_t block, float* panel) {
     const Pair pair = F::pair(unit, sub_of<F>(block), v);
     const int half = v * F::kHalves / kPairs;
     const auto put = [&](Floats value, int row) {
-      const Floats weight = F::kKind == kSigned8 ? multiply(value, s.scale[half])
-                                                 : fma(value, s.scale[half], s.offset[half]);
-      store(panel + (8 * v + row) * kLanes, weight);
+      store(panel + (8 * v + row) * kLanes, weight_of<F>(value, s, half));
     };
-    if constexpr (F::kKind == kSigned8) {
-      put(signed_byte<0>(pair.first), 0), put(signed_byte<1>(pair.first), 1);
-      put(signed_byte<2>(pair.first), 2), put(signed_byte<3>(pair.first), 3);
-      put(signed_byte<0>(pair.second), 4), put(signed_byte<1>(pair.second), 5);
-      put(signed_byte<2>(pair.second), 6), put(signed_byte<3>(pair.second), 7);
-    } else {
-      put(unsigned_byte<0>(pair.first), 0), put(unsigned_byte<1>(pair.first), 1);
-      put(unsigned_byte<2>(pair.first), 2), put(unsigned_byte<3>(pair.first), 3);
-      put(unsigned_byte<0>(pair.second), 4), put(unsigned_byte<1>(pair.second), 5);
-      put(unsigned_byte<2>(pair.second), 6), put(unsigned_byte<3>(pair.second), 7);
-    }
+    put(byte_value<F, 0>(pair.first), 0), put(byte_value<F, 1>(pair.first), 1);
+    put(byte_value<F, 2>(pair.first), 2), put(byte_value<F, 3>(pair.first), 3);
+    put(byte_value<F, 0>(pair.second), 4), put(byte_value<F, 1>(pair.second), 5);
+    put(byte_value<F, 2>(pair.second), 6), put(byte_value<F, 3>(pair.second), 7);
   }
 }
 

@@ -61,44 +61,44 @@ INLINE Floats exponential(Floats x) {
   return multiply(p, power_of_two(n));
 }
 
-// Eight cached values of 16 or 32 bits; the numbers are those of `Cache::dtype`.
-template <int64_t kDtype>
-INLINE __m256 eight_at(const void* base, int64_t at) {
-  if constexpr (kDtype == 0) {
-    return _mm256_loadu_ps(static_cast<const float*>(base) + at);
-  } else {
-    const uint16_t* from = static_cast<const uint16_t*>(base) + at;
-    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
-    if constexpr (kDtype == 2) return _mm256_cvtph_ps(bits);
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
-  }
+// Numbers of 16 bits as they lie in memory, so that loads know what they find there.
+struct Half {
+  uint16_t bits;
+};
+struct Brain {
+  uint16_t bits;
+};
+INLINE Floats load(const Half* p) { return load_half(reinterpret_cast<const uint16_t*>(p)); }
+INLINE Floats load(const Brain* p) { return load_brain(reinterpret_cast<const uint16_t*>(p)); }
+
+// Four numbers from `p` in the low lanes, four from `q` in the high ones.
+INLINE __m256 fours(const float* p, const float* q) {
+  return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(q), 1);
+}
+template <class T>
+INLINE __m128i sixteen_bits(const T* p, const T* q) {
+  return _mm_unpacklo_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)),
+                            _mm_loadl_epi64(reinterpret_cast<const __m128i*>(q)));
+}
+INLINE __m256 fours(const Half* p, const Half* q) { return _mm256_cvtph_ps(sixteen_bits(p, q)); }
+INLINE __m256 fours(const Brain* p, const Brain* q) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(sixteen_bits(p, q)), 16));
 }
 
-// out[j][i] = in[i][j], eight by eight.
-template <int64_t kDtype>
-INLINE void transpose_eight(const void* in, int64_t at, int64_t in_stride, float* out,
-                            int64_t out_stride) {
-  __m256 rows[8], pairs[8], quads[8];
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) rows[i] = eight_at<kDtype>(in, at + i * in_stride);
+// out[j] holds in[i * stride + j] in lane i, for eight i and four j.
+template <class T>
+INLINE void turn_four(const T* in, int64_t stride, __m256* out) {
+  __m256 rows[4];
 #pragma GCC unroll 4
-  for (int i = 0; i < 8; i += 2) {
-    pairs[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
-    pairs[i + 1] = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
-  }
-#pragma GCC unroll 2
-  for (int i = 0; i < 8; i += 4) {
-    quads[i] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0x44);
-    quads[i + 1] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0xee);
-    quads[i + 2] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0x44);
-    quads[i + 3] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0xee);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    _mm256_storeu_ps(out + i * out_stride, _mm256_permute2f128_ps(quads[i], quads[i + 4], 0x20));
-    _mm256_storeu_ps(out + (i + 4) * out_stride,
-                     _mm256_permute2f128_ps(quads[i], quads[i + 4], 0x31));
-  }
+  for (int i = 0; i < 4; ++i) rows[i] = fours(in + i * stride, in + (i + 4) * stride);
+  const __m256 first = _mm256_unpacklo_ps(rows[0], rows[1]);
+  const __m256 second = _mm256_unpackhi_ps(rows[0], rows[1]);
+  const __m256 third = _mm256_unpacklo_ps(rows[2], rows[3]);
+  const __m256 fourth = _mm256_unpackhi_ps(rows[2], rows[3]);
+  out[0] = _mm256_shuffle_ps(first, third, 0x44);
+  out[1] = _mm256_shuffle_ps(first, third, 0xee);
+  out[2] = _mm256_shuffle_ps(second, fourth, 0x44);
+  out[3] = _mm256_shuffle_ps(second, fourth, 0xee);
 }
 
 }  // namespace

@@ -206,6 +206,7 @@ struct Dot {
 };
 
 constexpr int kExactTile = 6;  // rows x 2 registers, leaving four
+constexpr int kRowGroups = 2;  // whose sums of one row do not wait for each other
 constexpr int kFastTile = 6;
 
 }  // namespace

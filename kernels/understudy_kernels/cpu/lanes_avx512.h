@@ -125,6 +125,7 @@ struct Dot {
 };
 
 constexpr int kExactTile = 12;
+constexpr int kRowGroups = 4;  // whose sums of one row do not wait for each other
 constexpr int kFastTile = 8;
 
 }  // namespace

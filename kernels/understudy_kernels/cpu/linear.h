@@ -1,4 +1,4 @@
-// Quantised linear layers: int8 activations (fast) and float32 activations (exact).
+// Quantised linear layers with int8 activations (`fast`), and where the results of both kinds go.
 // The sums of one (row, output) run over the blocks in ascending order in every variant, so one row
 // and a thousand rows give a row the same bits.
 #pragma once
@@ -7,10 +7,7 @@
 namespace understudy {
 namespace {
 
-constexpr int64_t kFastRows = 96, kExactRows = 96;  // whose sums (6 KiB) stay in the first cache
-constexpr int64_t kFewRows = kExactTile / 2;
-constexpr int64_t kSideBySide = 4;  // groups
-constexpr int64_t kExactBlocks = 8;  // 256 inputs of 16 outputs are 16 KiB of floats
+constexpr int64_t kFastRows = 96;  // whose sums (6 KiB) stay in the first cache
 constexpr int64_t kPrefetchBytes = 2048;
 
 INLINE void put(const Output& to, int64_t row, int64_t group, int64_t num_out, Floats sum) {
@@ -167,132 +164,6 @@ void linear_fast(const Linear& linear, const QuantisedBlock* x, int64_t num_rows
       return fast_groups<FormatQ4_K>(linear, x, num_rows, to, begin, end);
     case Q6_K:
       return fast_groups<FormatQ6_K>(linear, x, num_rows, to, begin, end);
-  }
-}
-
-// sums[t][c] += x[t][k] * panel[k][c] for k ascending: the one float32 product of this library.
-template <int kRows, int kColumns>
-INLINE void multiply_tile(const float* x, int64_t x_stride, const float* panel,
-                          int64_t panel_stride, int64_t column_stride, int64_t depth, float* sums,
-                          int64_t sums_stride) {
-  Floats tile[kRows][kColumns];
-#pragma GCC unroll 16
-  for (int t = 0; t < kRows; ++t) {
-#pragma GCC unroll 4
-    for (int c = 0; c < kColumns; ++c) tile[t][c] = load(sums + t * sums_stride + c * kLanes);
-  }
-  for (int64_t k = 0; k < depth; ++k) {
-#pragma GCC unroll 4
-    for (int c = 0; c < kColumns; ++c) {
-      const Floats weights = load(panel + k * panel_stride + c * column_stride);
-#pragma GCC unroll 16
-      for (int t = 0; t < kRows; ++t)
-        tile[t][c] = fma(splat(x[t * x_stride + k]), weights, tile[t][c]);
-    }
-  }
-#pragma GCC unroll 16
-  for (int t = 0; t < kRows; ++t) {
-#pragma GCC unroll 4
-    for (int c = 0; c < kColumns; ++c) store(sums + t * sums_stride + c * kLanes, tile[t][c]);
-  }
-}
-
-// As many columns side by side as give every sum time to be ready for its next product.
-template <int kRows>
-INLINE void multiply_some(int64_t num_rows, const float* x, int64_t x_stride, const float* panel,
-                          int64_t panel_stride, int64_t column_stride, int64_t num_columns,
-                          int64_t depth, float* sums, int64_t sums_stride) {
-  if (num_rows == kRows) {
-    constexpr int wide = kRows * 4 <= kExactTile ? 4 : kRows * 2 <= kExactTile ? 2 : 1;
-    int64_t c = 0;
-    for (; c + wide <= num_columns; c += wide) {
-      multiply_tile<kRows, wide>(x, x_stride, panel + c * column_stride, panel_stride,
-                                 column_stride, depth, sums + c * kLanes, sums_stride);
-    }
-    for (; wide > 1 && c < num_columns; ++c) {
-      multiply_tile<kRows, 1>(x, x_stride, panel + c * column_stride, panel_stride, 0, depth,
-                              sums + c * kLanes, sums_stride);
-    }
-  } else if constexpr (kRows > 1) {
-    multiply_some<kRows - 1>(num_rows, x, x_stride, panel, panel_stride, column_stride, num_columns,
-                             depth, sums, sums_stride);
-  }
-}
-
-// Panels of 16 outputs lie `column_stride` apart, their sums side by side.
-void multiply_columns(const float* x, int64_t x_stride, const float* panel, int64_t panel_stride,
-                      int64_t column_stride, int64_t num_columns, int64_t depth, float* sums,
-                      int64_t sums_stride, int64_t num_rows) {
-  for (int64_t t = 0, count; t < num_rows; t += count) {
-    const int64_t left = num_rows - t;
-    // Too few rows wait for their sums: eight are four and four, not six and two.
-    const bool is_last = left <= kExactTile, is_even = left >= 2 * kExactTile;
-    count = is_last ? left : is_even ? kExactTile : (left + 1) / 2;
-    multiply_some<kExactTile>(count, x + t * x_stride, x_stride, panel, panel_stride, column_stride,
-                              num_columns, depth, sums + t * sums_stride, sums_stride);
-  }
-}
-
-// A few rows would wait for each sum; four groups side by side hide that.
-void few_rows_exact(const Linear& linear, const float* x, int64_t stride, int64_t num_rows,
-                    int64_t bytes, const Output& to, int64_t group) {
-  alignas(64) float panels[kSideBySide][kPanelFloats], sums[kFewRows * kSideBySide * kLanes] = {};
-  for (int64_t k = 0; k < linear.num_in; k += kBlock) {
-    const int64_t used = least(kBlock, linear.num_in - k);
-    for (int c = 0; c < kSideBySide; ++c) {
-      panel_of(linear.format, linear.packed + (group + c) * bytes, k / kBlock, panels[c]);
-    }
-    if (num_rows == 1) {
-      multiply_tile<1, kSideBySide>(x + k, 0, panels[0], kLanes, kPanelFloats, used, sums, 0);
-    } else {
-      multiply_columns(x + k, stride, panels[0], kLanes, kPanelFloats, kSideBySide, used, sums,
-                       kSideBySide * kLanes, num_rows);
-    }
-  }
-  for (int64_t t = 0; t < num_rows; ++t) {
-    for (int64_t c = 0; c < kSideBySide; ++c) {
-      put(to, t, group + c, linear.num_out, load(sums + (t * kSideBySide + c) * kLanes));
-    }
-  }
-}
-
-void linear_exact(const Linear& linear, const float* x, int64_t stride, int64_t num_rows,
-                  const Output& to, int64_t begin, int64_t end) {
-  const int64_t bytes = group_bytes(linear.format, linear.num_in);
-  int64_t group = begin;
-  for (; num_rows <= kFewRows && group + kSideBySide <= end; group += kSideBySide) {
-    few_rows_exact(linear, x, stride, num_rows, bytes, to, group);
-  }
-  alignas(64) float panel[kExactBlocks * kPanelFloats];
-  alignas(64) float sums[kExactRows * kLanes];
-  const int64_t depth = kExactBlocks * kBlock;
-  for (int64_t start = 0; start < num_rows; start += kExactRows) {
-    const int64_t count = least(kExactRows, num_rows - start);
-    for (int64_t at = group; at < end; ++at) {
-      __builtin_memset(sums, 0, count * kLanes * sizeof(float));
-      for (int64_t k = 0; k < linear.num_in; k += depth) {
-        const int64_t used = least(depth, linear.num_in - k);
-        for (int64_t b = 0; b * kBlock < used; ++b) {
-          panel_of(linear.format, linear.packed + at * bytes, k / kBlock + b,
-                   panel + b * kPanelFloats);
-        }
-        multiply_columns(x + start * stride + k, stride, panel, kLanes, 0, 1, used, sums, kLanes,
-                         count);
-      }
-      for (int64_t t = 0; t < count; ++t) {
-        put(to, start + t, at, linear.num_out, load(sums + t * kLanes));
-      }
-    }
-  }
-}
-
-void embed(const Linear& linear, int64_t id, float* row) {
-  const uint8_t* group = linear.packed + id / kLanes * group_bytes(linear.format, linear.num_in);
-  alignas(64) float panel[kPanelFloats];
-  for (int64_t k = 0; k < linear.num_in; k += kBlock) {
-    panel_of(linear.format, group, k / kBlock, panel);
-    const int64_t count = least(kBlock, linear.num_in - k);
-    for (int64_t i = 0; i < count; ++i) row[k + i] = panel[i * kLanes + id % kLanes];
   }
 }
 

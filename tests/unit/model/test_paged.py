@@ -81,17 +81,17 @@ def test_exported_blocks_continue_a_sequence_in_another_worker(dense: Tiny) -> N
     assert_near(logits, dense.logits(tokens)[8:], tolerance=1e-4)
 
 
-def test_exported_bytes_are_layer_then_kv_then_token(dense_config: ModelConfig) -> None:
+def test_exported_bytes_are_layer_then_kv_then_head_then_token(dense_config: ModelConfig) -> None:
     kv = PagedKv(dense_config, 2, BLOCK_SIZE)
     key, value = torch.full((1, 2, 8), 1.0), torch.full((1, 2, 8), 2.0)
     kv.write(1, torch.tensor([1]), torch.tensor([3]), key, value)
 
     content = torch.frombuffer(bytearray(kv.export_block(1)), dtype=torch.float32)
 
-    layers = content.view(3, 2, BLOCK_SIZE, 2, 8)
+    layers = content.view(3, 2, 2, BLOCK_SIZE, 8)
     assert kv.block_bytes == 3 * 2 * BLOCK_SIZE * 2 * 8 * 4
-    assert layers[1, 0, 3].eq(1).all()
-    assert layers[1, 1, 3].eq(2).all()
+    assert layers[1, 0, :, 3].eq(1).all()
+    assert layers[1, 1, :, 3].eq(2).all()
     assert layers.sum() == 16 * 3
 
 
