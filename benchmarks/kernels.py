@@ -1,7 +1,5 @@
 """Kernels against torch: `python -m benchmarks.kernels [--quick] [--json FILE] [--threads N]`.
 
-`--only mixtures` (or linears, formats, parts, model) measures a part of them.
-
 Shapes are those of SmolLM2-135M, those of experts and latents of a mixture of its size and of
 DeepSeek-V2-Lite. Weights of single-row calls lie behind one another in more memory
 than the caches hold, as a model's do; peers get the same treatment.
@@ -54,7 +52,6 @@ from understudy_kernels import (
 from understudy_kernels.formats import packed_bytes
 
 COLD_BYTES: Final = 96 << 20
-PARTS: Final = ("linears", "formats", "parts", "mixtures", "model")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -63,7 +60,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="fewer rounds and shapes")
     parser.add_argument("--json", type=Path, help="write every figure to this file")
     parser.add_argument("--threads", type=int, default=0, help="torch's threads (default: its own)")
-    parser.add_argument("--only", choices=PARTS, help="measure this part alone")
     given = parser.parse_args(arguments)
     if given.threads:
         torch.set_num_threads(given.threads)
@@ -73,16 +69,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with torch.inference_mode():
         limits = bounds(num_rounds)
         print(header(where, limits) + "\n")
-        row_counts = (1, 128) if given.quick else (1, 2, 8, 16, 128, 512, 2048)
-        measured = {
-            "linears": lambda: linears(limits, num_rounds, row_counts),
-            "formats": lambda: formats(limits, num_rounds),
-            "parts": lambda: parts(num_rounds),
-            "mixtures": lambda: mixtures(num_rounds),
-            "model": lambda: whole_model(limits, num_rounds, (1, 8, 512)),
-        }
-        chosen = (given.only,) if given.only else PARTS
-        figures = [each for part in chosen for each in measured[part]()]
+        figures = [
+            *linears(
+                limits, num_rounds, (1, 128) if given.quick else (1, 2, 8, 16, 128, 512, 2048)
+            ),
+            *formats(limits, num_rounds),
+            *parts(num_rounds),
+            *whole_model(limits, num_rounds, (1, 8, 512)),
+        ]
     print(table(figures))
     if given.json:
         write_json(given.json, where, limits, figures)
@@ -152,8 +146,9 @@ def formats(limits: Bounds, num_rounds: int) -> list[Figure]:
 
 
 def parts(num_rounds: int) -> list[Figure]:
-    """Measure attention and sampling against the same in torch operators."""
+    """Measure experts, attention and sampling against the same in torch operators."""
     return [
+        *mixtures(num_rounds),
         *(_attention(num_rounds, dtype) for dtype in (torch.float32, torch.bfloat16)),
         *_sampling(num_rounds),
     ]
