@@ -1,9 +1,10 @@
 """Mixtures and latents: `python -m benchmarks.mixtures [--part operators|models] [--quick]`.
 
 `operators`: grouped experts and latent attention alone. `models`: seeded models of middle size, a
-Qwen3-MoE and a DeepSeek-V3, with matrices of int4 in groups of 32; contestants are ours in both arithmetics; the same packed weights with torch's attention and experts
-computed one by one, which is what ran before there were operators for them; and transformers in
-float32. They take turns in one process.
+Qwen3-MoE and a DeepSeek-V3, with matrices of int4 in groups of 32. Contestants are ours in both
+arithmetics; the same packed weights with torch's attention and experts computed one by one, which
+is what ran before there were operators for them; and transformers in float32. They take turns in
+one process.
 """
 
 import argparse
