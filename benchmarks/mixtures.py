@@ -1,10 +1,9 @@
-"""Mixtures and latents: `python -m benchmarks.mixtures [--part operators|models] [--quick]`.
+"""Mixtures and latents: `python -m benchmarks.mixtures [--quick] [--json FILE] [--threads N]`.
 
-`operators`: grouped experts and latent attention alone. `models`: seeded models of middle size, a
-Qwen3-MoE and a DeepSeek-V3, with matrices of int4 in groups of 32. Contestants are ours in both
-arithmetics; the same packed weights with torch's attention and experts computed one by one, which
-is what ran before there were operators for them; and transformers in float32. They take turns in
-one process.
+Seeded models of middle size, a Qwen3-MoE and a DeepSeek-V3, with matrices of int4 in groups of 32.
+Contestants: ours in both arithmetics; the same packed weights with torch's attention and experts
+computed one by one, which is what ran before there were operators for them; and transformers in
+float32. They take turns in one process.
 """
 
 import argparse
@@ -19,7 +18,6 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from transformers.utils import logging
 
-from benchmarks.kernel_mixtures import mixtures
 from benchmarks.measure import (
     Figure,
     bounds,
@@ -44,7 +42,6 @@ from understudy.model.transformer import Transformer
 from understudy.model.weights import LoadedModel, load_model
 from understudy_kernels import load
 
-PARTS: Final = ("operators", "models")
 BLOCK_SIZE: Final = 16
 CONTEXT: Final = 512
 SHAPE: Final[Mapping[str, object]] = {
@@ -107,7 +104,6 @@ STEPS: Final = (Step(1, CONTEXT, 1), Step(8, CONTEXT, 1), Step(1, 0, CONTEXT))
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table, and write the figures where a file is named."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--part", choices=PARTS, help="measure this part alone")
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
     parser.add_argument("--json", type=Path, help="write every figure to this file")
     parser.add_argument("--threads", type=int, default=0, help="torch's threads (default: its own)")
@@ -117,12 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     num_rounds = 3 if given.quick else 9
     where, limits = machine(load().isa), bounds(num_rounds)
     print(header(where, limits) + "\n")
-    figures = []
-    if given.part != "models":
-        with torch.inference_mode():
-            figures += mixtures(num_rounds)
-    if given.part != "operators":
-        figures += [each for family in MODELS for each in measure(family, num_rounds)]
+    figures = [each for family in MODELS for each in measure(family, num_rounds)]
     print(table(figures))
     if given.json:
         write_json(given.json, where, limits, figures)
