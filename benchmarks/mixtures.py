@@ -16,6 +16,7 @@ from typing import Final
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers.utils import logging
 
 from benchmarks.measure import (
     Figure,
@@ -124,6 +125,7 @@ def measure(family: str, num_rounds: int) -> list[Figure]:
     shape = AutoConfig.for_model(family, **{**SHAPE, **MODELS[family]})
     peer: PreTrainedModel = AutoModelForCausalLM.from_config(shape).eval()
     with tempfile.TemporaryDirectory() as directory:
+        logging.disable_progress_bar()
         peer.save_pretrained(directory)
         exact, fast = (load_model(Path(directory), "int4", mode) for mode in ("exact", "fast"))
     decoders: dict[str, Decoder] = {
@@ -200,9 +202,7 @@ def _ours(decoder: Decoder, step: Step) -> Call:
 
 
 def _theirs(model: PreTrainedModel, step: Step) -> Call:
-    cache = DynamicCache()
-
-    def advance(new: int) -> Tensor:
+    def advance(new: int, cache: DynamicCache) -> Tensor:
         with torch.inference_mode():
             done = model(
                 _tokens(step, new), past_key_values=cache, use_cache=True, logits_to_keep=1
@@ -210,13 +210,16 @@ def _theirs(model: PreTrainedModel, step: Step) -> Call:
             chosen: Tensor = done.logits[:, -1].argmax(dim=-1)
             return chosen
 
+    if not step.num_cached:
+        return lambda: advance(step.num_new, DynamicCache())
+    filled = DynamicCache()
+    advance(step.num_cached, filled)
+
     def again() -> Tensor:
-        chosen = advance(step.num_new)
-        cache.crop(step.num_cached)
+        chosen = advance(step.num_new, filled)
+        filled.crop(-step.num_new)
         return chosen
 
-    if step.num_cached:
-        advance(step.num_cached)
     return again
 
 

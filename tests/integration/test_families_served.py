@@ -24,6 +24,7 @@ from tests.unit.model.configs import ALL
 from understudy.api.attention.v1 import attention_pb2_grpc
 from understudy.errors import Unavailable
 from understudy.model.config import ModelConfig
+from understudy.model.decoder import resolve_compute
 from understudy.model.safetensors_io import save_model
 from understudy.model.weights import LoadedModel, load_model, random_weights
 from understudy.rpc import open_channel
@@ -105,6 +106,28 @@ async def test_experts_on_two_workers_give_the_same_tokens(name: str, tmp_path: 
             answers = await _answers(router)
 
     assert answers == [greedy(loaded, prompt, 10) for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize("name", ["mixtral", *MIXTURES])
+async def test_packed_experts_on_two_workers_give_the_tokens_of_one_process(
+    name: str, tmp_path: Path
+) -> None:
+    _write(tmp_path, ALL[name])
+    packed = load_model(tmp_path, "int8", resolve_compute("exact"))
+    half = packed.config.num_experts // 2
+
+    async with AsyncExitStack() as stack:
+        fleet = Fleet(stack)
+        await fleet.add_worker(packed, expert_ids=range(half))
+        await fleet.add_worker(packed, expert_ids=range(half, 2 * half))
+        _, _, controller = await fleet.control()
+        remote = await fleet.connect(packed, controller)
+        async with _session(tmp_path, remote, weights_dtype="int8") as router:
+            apart = await _answers(router)
+    async with _session(tmp_path, weights_dtype="int8") as router:
+        together = await _answers(router)
+
+    assert apart == together
 
 
 @pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16", "float16", "int8"])

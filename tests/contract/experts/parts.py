@@ -136,8 +136,7 @@ class Fleet:
         return keeper, tables, service.address
 
     async def connect(self, model: LoadedModel, controller: str, **options) -> RemoteExperts:
-        digest = bytes.fromhex(model.digest)
-        experts = RemoteExperts(model.config, digest, controller, POOL, **options)
+        experts = RemoteExperts(model.config, model.ffn_digest, controller, POOL, **options)
         self.stack.push_async_callback(asyncio.to_thread, experts.close)
         await asyncio.to_thread(experts.start, 60.0)
         await asyncio.to_thread(until, lambda: experts.num_connected == len(self.workers))
