@@ -182,14 +182,14 @@ def _rotation(
 def samplings() -> Iterator[Case]:
     """Ways of keeping less than everything, over small and whole vocabularies."""
     kept = list(product((0.0, 1e-6, 0.3, 1.0, 2.5), (0, 1, 50, 10**6), (1e-9, 0.1, 0.9, 1.0)))
-    places = list(product((700, 31, 2, 1), (False, True)))
+    places = list(product((700, 31, 1), (False, True)))
     for place, (vocab_size, is_masked) in enumerate(places):
-        some = kept[place :: len(places)]  # an eighth each: rows are slow to interpret
+        some = kept[place::12]  # half of them between the six: rows are slow to interpret
         columns = [list(column) for column in zip(*some, strict=True)]
         yield "sample_tokens", _sampling(vocab_size, 2.0, is_masked, *columns)
     yield (
         "sample_tokens",
-        _sampling(50_257, 3.0, True, [0.0, 0.8, 0.8, 0.8], [0, 0, 40, 1000], [1.0, 1.0, 1.0, 0.95]),
+        _sampling(50_257, 3.0, True, [0.8, 0.8], [0, 1000], [1.0, 0.95]),
     )
     # Equal logits keep the order of their ids.
     same = [torch.tensor([value] * 4) for value in (1.0, 4, 1.0)]
