@@ -1,10 +1,10 @@
 """Where one cached thing of one layer lies in every block, and how it is stored.
 
 A block is one contiguous run of bytes, `[layer][entry][head][token][width]`: what the KV tier
-stores and what a restarted worker reads back. A head's tokens lie together, because attention reads
-them head by head: memory gives half as much of pieces of 256 bytes. In int8 each plane's values are followed by one
-float32 scale per token and head, `[head][token]`; a value is off by at most half a scale, which is
-the largest number of its vector / 127.
+stores and what a restarted worker reads back. Attention reads head by head, so a head's tokens lie
+together: memory gives half as much where it is read in pieces of 256 bytes. In int8 each plane's
+values are followed by one float32 scale per token and head, `[head][token]`; a value is off by at
+most half a scale, which is the largest number of its vector / 127.
 """
 
 import math

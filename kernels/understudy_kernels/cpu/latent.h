@@ -63,9 +63,12 @@ INLINE void open_turned(const Linear& linear, int64_t first, int64_t k, float* t
       panel_of(linear.format, linear.packed + n / kLanes * bytes, k / kBlock + b, panel);
       float* to = turned + (n - first) * kTurnedInputs + b * kBlock;
       for (int64_t i = 0; i < kBlock; i += 8) {
-        for (int64_t j = 0; j < kLanes; j += 8) {
-          transpose_eight<0>(panel, i * kLanes + j, kLanes, to + j * kTurnedInputs + i,
-                             kTurnedInputs);
+        for (int64_t j = 0; j < kLanes; j += 4) {
+          __m256 columns[4];
+          turn_four(panel + i * kLanes + j, kLanes, columns);
+          for (int64_t c = 0; c < 4; ++c) {
+            _mm256_storeu_ps(to + (j + c) * kTurnedInputs + i, columns[c]);
+          }
         }
       }
     }

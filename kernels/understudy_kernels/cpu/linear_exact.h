@@ -1,5 +1,5 @@
-// Linear layers with float32 activations (`exact`). The sums of one (row, output) run over the inputs
-// in ascending order in every variant, so one row and a thousand rows give a row the same bits.
+// Linear layers with float32 activations (`exact`). The sums of one (row, output) run over the
+// inputs in ascending order in every variant, so one row and a thousand give a row the same bits.
 #pragma once
 #include "linear.h"
 
@@ -8,7 +8,7 @@ namespace {
 
 constexpr int64_t kExactRows = 96;  // whose sums (6 KiB) stay in the first cache
 constexpr int64_t kFewRows = kExactTile / 2;
-constexpr int64_t kSideBySide = 4;  // groups
+constexpr int64_t kSideBySide = 4;   // groups
 constexpr int64_t kExactBlocks = 8;  // 256 inputs of 16 outputs are 16 KiB of floats
 
 // sums[t][c] += x[t][k] * panel[k][c] for k ascending: the one float32 product of this library.
@@ -122,8 +122,8 @@ INLINE void one_row_exact(const uint8_t* group, int64_t bytes, const float* x, i
 // A function of its own: where GCC 12 puts it into its caller, it keeps half of the sums in memory
 // (97 us instead of 60 for 576 x 1,536).
 template <class F>
-__attribute__((noinline)) int64_t one_row_of(const Linear& linear, const float* x, const Output& to, int64_t begin,
-                   int64_t end) {
+__attribute__((noinline)) int64_t one_row_of(const Linear& linear, const float* x,
+                                             const Output& to, int64_t begin, int64_t end) {
   const int64_t bytes = group_bytes(linear.format, linear.num_in);
   int64_t group = begin;
   for (; group + kRowGroups <= end; group += kRowGroups) {
