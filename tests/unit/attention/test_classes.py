@@ -178,8 +178,7 @@ def test_a_tenant_with_long_answers_gets_fewer_turns_than_one_with_equal_prompts
         if len(one.tokens) - 8 == one.submission.params.max_tokens:
             turns.append(one.submission.tenant)
             scheduler.end(one)
-    # A prompt of 8, and 8 further outputs that count twice: 24 against 8.
-    assert turns == ["talker", "brief", "brief", "brief"] * 3
+    assert turns == ["talker", "brief", "brief", "brief"] * 3  # 8 + 2 * 8 against 8
 
 
 def test_prefix_that_arrives_twice_together_is_computed_once():
