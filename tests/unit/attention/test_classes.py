@@ -168,9 +168,8 @@ def test_tenants_of_a_class_take_turns_by_served_tokens():
 
 def test_a_tenant_with_long_answers_gets_fewer_turns_than_one_with_equal_prompts_and_short_ones():
     scheduler = make_scheduler(num_blocks=64, max_sequences=1, max_waiting=64)
-    for index in range(12):
-        add(scheduler, index, 8, tenant="talker", max_tokens=9)
-        add(scheduler, 20 + index, 8, tenant="brief", max_tokens=1)
+    for index in range(24):
+        add(scheduler, index, 8, tenant=("talker", "brief")[index % 2], max_tokens=9 - index % 2 * 8)
     turns = []
     while len(turns) < 12:
         (sequence_id,) = step(scheduler)
