@@ -291,7 +291,7 @@ def test_wrong_number_of_rope_factors_is_refused() -> None:
 def test_zero_computation_experts_take_their_share_of_the_cost() -> None:
     with_zero = ALL["longcat_flash"]
     without = replace(with_zero, num_zero_experts=0)
-    expert_size = 3 * 16 * 32
+    expert_size = 3 * 32 * 32
 
     # 4 of 9 choices instead of 4 of 6, and a gate with rows and biases for 3 experts less.
     saved = 6 * expert_size * 4 // 6 - 6 * expert_size * 4 // 9
