@@ -54,31 +54,6 @@ void rotate_latent(const LatentRotation& r, int64_t begin, int64_t end) {
   }
 }
 
-// out[j][i] = in[i][j], eight by eight.
-INLINE void turn_eight(const float* in, int64_t in_stride, float* out, int64_t out_stride) {
-  __m256 rows[8], pairs[8], quads[8];
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) rows[i] = _mm256_loadu_ps(in + i * in_stride);
-#pragma GCC unroll 4
-  for (int i = 0; i < 8; i += 2) {
-    pairs[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
-    pairs[i + 1] = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
-  }
-#pragma GCC unroll 2
-  for (int i = 0; i < 8; i += 4) {
-    quads[i] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0x44);
-    quads[i + 1] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0xee);
-    quads[i + 2] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0x44);
-    quads[i + 3] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0xee);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    _mm256_storeu_ps(out + i * out_stride, _mm256_permute2f128_ps(quads[i], quads[i + 4], 0x20));
-    _mm256_storeu_ps(out + (i + 4) * out_stride,
-                     _mm256_permute2f128_ps(quads[i], quads[i + 4], 0x31));
-  }
-}
-
 // Opens outputs [first, first + kTurnedOutputs) of inputs [k, k + kTurnedInputs) as rows of inputs.
 INLINE void open_turned(const Linear& linear, int64_t first, int64_t k, float* turned) {
   const int64_t bytes = group_bytes(linear.format, linear.num_in);
@@ -89,7 +64,8 @@ INLINE void open_turned(const Linear& linear, int64_t first, int64_t k, float* t
       float* to = turned + (n - first) * kTurnedInputs + b * kBlock;
       for (int64_t i = 0; i < kBlock; i += 8) {
         for (int64_t j = 0; j < kLanes; j += 8) {
-          turn_eight(panel + i * kLanes + j, kLanes, to + j * kTurnedInputs + i, kTurnedInputs);
+          transpose_eight<0>(panel, i * kLanes + j, kLanes, to + j * kTurnedInputs + i,
+                             kTurnedInputs);
         }
       }
     }
