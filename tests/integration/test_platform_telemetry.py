@@ -216,6 +216,8 @@ def test_panels_show_something_on_a_platform_that_serves(prometheus: Server) -> 
         ("request-path", "Calls by code"),
         ("request-path", "Refused on arrival"),
         ("request-path", "Preemptions"),
+        ("request-path", "Engines"),
+        ("request-path", "What engines did not give"),
         ("scaling", "Needed and decided"),
         ("scaling", "Held back"),
         ("scaling", "Changes"),
